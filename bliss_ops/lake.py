@@ -1,0 +1,197 @@
+"""Where things live, and the only way they are written.
+
+The lake is one root, local or on an object store (`BLISS_LAKE`, any fsspec URI). Everything below it has a readable address
+made here. Files appear whole or not at all: local files through a temporary name, fsync and rename; object stores publish an
+object only when its upload completes.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from upath import UPath
+
+from bliss_ops.config import IngestConfig, RunConfig, check_name, parse
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DEFAULT_LAKE = "lake"
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The root directory of all corpora, runs and scores."""
+
+    root: UPath
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str] | None = None) -> "Lake":
+        """The lake at `root`, else at `$BLISS_LAKE`, else `./lake`."""
+        address = os.fspath(root) if root else os.environ.get("BLISS_LAKE", DEFAULT_LAKE)
+        path = UPath(address)
+        return cls(UPath(Path(address).absolute()) if path.protocol in ("", "file") else path)
+
+    def corpus(self, name: str) -> "Corpus":
+        return Corpus(self, check_name(name))
+
+    def run(self, name: str) -> "Run":
+        return Run(self, check_name(name))
+
+    def run_names(self) -> list[str]:
+        """Names of all configured runs, sorted."""
+        runs = self.root / "runs"
+        return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
+
+    @property
+    def score_store(self) -> UPath:
+        """The published DuckDB snapshot that users query."""
+        return self.root / "scores.duckdb"
+
+    def relative(self, path: UPath) -> str:
+        """The address of `path` inside the lake, for manifests and messages."""
+        return path.path[len(self.root.path) :].strip("/")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus directory: `corpora/<name>`."""
+
+    lake: Lake
+    name: str
+
+    @property
+    def path(self) -> UPath:
+        return self.lake.root / "corpora" / self.name
+
+    @property
+    def config(self) -> IngestConfig:
+        return _read_config(IngestConfig, self.path / "config.json", f"corpus {self.name!r} is not in the lake {self.lake.root}: run `bliss ingest` first")
+
+    @property
+    def source(self) -> UPath:
+        return self.path / "source"
+
+    @property
+    def documents(self) -> UPath:
+        return self.path / "documents"
+
+    @property
+    def tokenizer(self) -> UPath:
+        return self.path / f"tokenizer-{self.tokenizer_name}"
+
+    @property
+    def sequences(self) -> UPath:
+        return self.path / f"sequences-{self.tokenizer_name}-{self.config.sequence_length}"
+
+    @property
+    def validation(self) -> UPath:
+        name = f"{self.config.validation.name}-{self.name}-{self.tokenizer_name}-{self.config.sequence_length}"
+        return self.lake.root / "validation" / name
+
+    @property
+    def tokenizer_name(self) -> str:
+        return tokenizer_name(self.config)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment directory: `runs/<name>` (recipe x method x seed)."""
+
+    lake: Lake
+    name: str
+
+    @property
+    def path(self) -> UPath:
+        return self.lake.root / "runs" / self.name
+
+    @property
+    def config(self) -> RunConfig:
+        return _read_config(RunConfig, self.path / "config.json", f"run {self.name!r} is not in the lake {self.lake.root}: run `bliss configure` first")
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.lake.corpus(self.config.ingest.corpus)
+
+    @property
+    def warmup(self) -> UPath:
+        return self.path / "warmup"
+
+    @property
+    def report(self) -> UPath:
+        return self.path / "report"
+
+    def round(self, number: int) -> UPath:
+        """`runs/<name>/round-01`; holds selector, scores, selection, subset, pretrain, evaluation."""
+        return self.path / f"round-{number:02d}"
+
+
+def tokenizer_name(config: IngestConfig) -> str:
+    """`bpe4096` for a trained tokenizer, else the name of the directory or file the tokenizer was given as."""
+    if config.tokenizer is None:
+        return f"bpe{config.vocab_size}"
+    path = UPath(config.tokenizer)
+    name = path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.stem
+    return check_name("".join(c if c.isalnum() or c in "._-" else "-" for c in name.lower()).lstrip(".-_") or "tokenizer")
+
+
+def shard_file(directory: UPath, shard: int) -> UPath:
+    return directory / f"shard-{shard:05d}.parquet"
+
+
+@contextmanager
+def atomic_file(path: UPath) -> Iterator[Path]:
+    """Yield a local file to write; on success it becomes `path` in one step, on an exception nothing appears.
+
+    Raises:
+        OSError: the disk is full or the path is not writable; the temporary file is removed.
+    """
+    if path.protocol in ("", "file"):
+        final = Path(path.path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="bliss-") as scratch:
+            temporary = Path(scratch) / path.name
+            yield temporary
+            path.fs.put_file(str(temporary), path.path)
+
+
+def write_bytes(path: UPath, data: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write_bytes(data)
+
+
+def write_json(path: UPath, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_parquet(path: UPath, table: "pa.Table", *, row_group_size: int | None = None) -> None:
+    """Write `table` atomically; the bytes depend on its content alone."""
+    import pyarrow.parquet as pq
+
+    with atomic_file(path) as file:
+        pq.write_table(table, file, row_group_size=row_group_size, compression="zstd")
+
+
+def _read_config(model: type[Any], path: UPath, missing: str) -> Any:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(missing) from None
+    return parse(model, text, where=str(path))

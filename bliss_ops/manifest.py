@@ -1,0 +1,299 @@
+"""One record per artifact, written last: present means complete.
+
+An artifact is a directory with a `manifest.json`: which stage made it, from which settings and inputs, what came out. Opening a
+stage's artifact has four outcomes: *done* (same fingerprint, files in place: no work), *new*, *resumed* (begun with the same
+fingerprint, killed before its manifest), or `ArtifactMismatch` (begun or done with other settings or inputs). `begun.json` marks a
+begun artifact so that a resume cannot mix two settings. Shards have a finer record each, so a killed stage loses one shard at most.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+from upath import UPath
+
+from bliss_ops.lake import Lake, write_json
+from bliss_ops.sharding import ShardMapper, map_locally
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+
+class ArtifactMismatch(ValueError):
+    """The artifact exists, made from other settings or inputs."""
+
+
+class Output(BaseModel):
+    """One file of an artifact; `path` is relative to its directory."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class ShardRecord(BaseModel):
+    """What one shard's worker wrote: its files and its counts."""
+
+    shard: int
+    outputs: list[Output]
+    metrics: dict[str, int | float] = Field(default_factory=dict)
+
+
+class Manifest(BaseModel):
+    """The record of one finished artifact."""
+
+    stage: str
+    artifact: str
+    fingerprint: str
+    identity: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: list[Output]
+    metrics: Metrics = Field(default_factory=dict)
+    shards: list[int] = Field(default_factory=list)
+    package_version: str = ""
+    git_commit: str = ""
+    versions: dict[str, str] = Field(default_factory=dict)
+    begun_at: str = ""
+    finished_at: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the content: the sha256 of every output. This is what a downstream fingerprint contains."""
+        return _hash([[output.path, output.sha256] for output in self.outputs])
+
+
+class Artifact:
+    """An artifact directory being opened by its stage.
+
+    Args:
+        lake: the lake the directory is in (addresses in the manifest are relative to it).
+        directory: the artifact's own directory.
+        stage: the verb that makes it.
+        identity: settings that can change the result, JSON values.
+        inputs: manifests of the artifacts it is made from.
+        replaceable: made again, instead of failing, when settings or inputs change (reports: views of what is there now).
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        directory: UPath,
+        *,
+        stage: str,
+        identity: dict[str, Any],
+        inputs: Iterable[Manifest] = (),
+        replaceable: bool = False,
+    ) -> None:
+        self.replaceable = replaceable
+        self.lake = lake
+        self.directory = directory
+        self.stage = stage
+        self.identity = json.loads(json.dumps(identity))
+        self.inputs = {manifest.artifact: manifest.digest for manifest in inputs}
+        self.address = lake.relative(directory)
+        self.fingerprint = _hash({"stage": stage, "identity": self.identity, "inputs": self.inputs})
+
+    def finished(self) -> Manifest | None:
+        """The manifest when this artifact is done and its files are in place, else None.
+
+        Raises:
+            ArtifactMismatch: it was begun or finished with other settings or inputs.
+        """
+        manifest = find_manifest(self.directory)
+        if manifest is not None and not (self.replaceable and manifest.fingerprint != self.fingerprint):
+            self._check_same(manifest.fingerprint, manifest.identity, manifest.inputs)
+            missing = [output.path for output in manifest.outputs if not _in_place(self.directory, output)]
+            if not missing:
+                log.info("%s: %s is done (fingerprint %s), nothing to do", self.stage, self.address, self.fingerprint[:12])
+                return manifest
+            log.warning("%s: %d files of %s are missing or cut (%s): making them again", self.stage, len(missing), self.address, missing[0])
+        return None
+
+    def begin(self) -> None:
+        """Mark the artifact as begun with this fingerprint; a later call with another one fails."""
+        path = self.directory / "begun.json"
+        if path.exists() and not self.replaceable:
+            begun = json.loads(path.read_text())
+            self._check_same(begun["fingerprint"], begun["identity"], begun["inputs"])
+            log.info("%s: resuming %s", self.stage, self.address)
+        else:
+            write_json(path, {"fingerprint": self.fingerprint, "identity": self.identity, "inputs": self.inputs, "begun_at": _now()})
+
+    def commit(self, files: Sequence[str | Output], metrics: Metrics | None = None, shards: Sequence[int] = ()) -> Manifest:
+        """Write the manifest. `files` are paths below the directory; ready-made `Output` records are taken as they are."""
+        begun_at = json.loads((self.directory / "begun.json").read_text())["begun_at"]
+        outputs = [file if isinstance(file, Output) else describe(self.directory, file) for file in files]
+        manifest = Manifest(
+            stage=self.stage,
+            artifact=self.address,
+            fingerprint=self.fingerprint,
+            identity=self.identity,
+            inputs=self.inputs,
+            outputs=sorted(outputs, key=lambda output: output.path),
+            metrics=metrics or {},
+            shards=sorted(shards),
+            package_version=_version("bliss-ops"),
+            git_commit=_git_commit(),
+            versions={"python": platform.python_version()} | {name: _version(name) for name in ("torch", "transformers", "pyarrow", "duckdb")},
+            begun_at=begun_at,
+            finished_at=_now(),
+        )
+        write_json(self.directory / "manifest.json", manifest.model_dump())
+        log.info("%s: %s finished, %d files", self.stage, self.address, len(outputs))
+        return manifest
+
+    def produce(self, make: Callable[[UPath], tuple[Sequence[str], Metrics]]) -> Manifest:
+        """Return the finished manifest, calling `make(directory) -> (files, metrics)` only when there is work to do."""
+        if manifest := self.finished():
+            return manifest
+        self.begin()
+        files, metrics = make(self.directory)
+        return self.commit(files, metrics)
+
+    def produce_shards(
+        self,
+        make_worker: Callable[[], Callable[[int], ShardRecord]],
+        shards: Sequence[int],
+        *,
+        only: Sequence[int] | None = None,
+        mapper: ShardMapper = map_locally,
+        check: Callable[[list[ShardRecord]], Metrics] = lambda records: sum_metrics(records),
+    ) -> Manifest | None:
+        """Make the missing ones of `shards` (of `only`, when a scheduler maps over groups); whoever makes the last one writes the manifest.
+
+        Args:
+            make_worker: called once per worker process; its result makes one shard: writes its files, returns their record.
+            shards: every shard the finished artifact has.
+            only: the shards this call is responsible for; None for all.
+            mapper: runs workers over shards, in this process or on a Ray cluster.
+            check: turns all records into the manifest's metrics; raises ValueError when the whole is not usable.
+
+        Returns:
+            The manifest, or None when shards of other groups are still missing.
+        """
+        if manifest := self.finished():
+            return manifest
+        self.begin()
+        mine = sorted(set(shards) if only is None else set(shards) & set(only))
+        missing = [shard for shard in mine if self.shard_record(shard) is None]
+        if len(missing) < len(mine):
+            log.info("%s: %d of %d shards are done already", self.stage, len(mine) - len(missing), len(mine))
+        for record in mapper(make_worker, missing, description=f"{self.stage} {self.address}"):
+            write_json(self._record_path(record.shard), record.model_dump())
+        records = [self.shard_record(shard) for shard in shards]
+        if any(record is None for record in records):
+            return None
+        complete = [record for record in records if record is not None]
+        return self.commit([output for record in complete for output in record.outputs], check(complete), shards=shards)
+
+    def shard_record(self, shard: int) -> ShardRecord | None:
+        """The record of a finished shard whose files are in place, else None."""
+        path = self._record_path(shard)
+        if not path.exists():
+            return None
+        record = ShardRecord.model_validate_json(path.read_bytes())
+        return record if all(_in_place(self.directory, output) for output in record.outputs) else None
+
+    def _record_path(self, shard: int) -> UPath:
+        return self.directory / "_shards" / f"shard-{shard:05d}.json"
+
+    def _check_same(self, fingerprint: str, identity: dict[str, Any], inputs: dict[str, str]) -> None:
+        if fingerprint == self.fingerprint:
+            return
+        changes = differences({"settings": identity, "inputs": inputs}, {"settings": self.identity, "inputs": self.inputs})
+        listing = "\n".join(f"  {change}" for change in changes)
+        raise ArtifactMismatch(
+            f"{self.stage}: {self.directory} was made with other settings or inputs:\n{listing}\n"
+            f"Either put the settings back, or keep what is there and use another name; to make it again, delete {self.directory}."
+        )
+
+
+def find_manifest(directory: UPath) -> Manifest | None:
+    """The manifest of a finished artifact, or None."""
+    try:
+        return Manifest.model_validate_json((directory / "manifest.json").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def read_manifest(directory: UPath, *, made_by: str) -> Manifest:
+    """The manifest of a finished artifact.
+
+    Raises:
+        ValueError: it is not there or not finished; the message names the command that makes it.
+    """
+    manifest = find_manifest(directory)
+    if manifest is None:
+        raise ValueError(f"{directory} is missing or not finished: run `{made_by}` first")
+    return manifest
+
+
+def describe(directory: UPath, file: str, rows: int | None = None) -> Output:
+    """Size and sha256 of one written file."""
+    digest = hashlib.sha256()
+    size = 0
+    with (directory / file).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return Output(path=file, bytes=size, sha256=digest.hexdigest(), rows=rows)
+
+
+def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:
+    """Counts of all shards, added up by name."""
+    totals: Metrics = {}
+    for record in records:
+        for name, value in record.metrics.items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
+
+
+def _in_place(directory: UPath, output: Output) -> bool:
+    path = directory / output.path
+    return path.exists() and path.stat().st_size == output.bytes
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [line for key in keys for line in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == now else [f"{path}: was {before!r}, now {now!r}"]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+@cache
+def _git_commit() -> str:
+    """Commit of the code, from BLISS_GIT_COMMIT (images) or the checkout; empty when there is neither."""
+    if commit := os.environ.get("BLISS_GIT_COMMIT"):
+        return commit
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip()

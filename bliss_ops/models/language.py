@@ -1,0 +1,141 @@
+"""Causal language models: built from a shape with seeded weights, saved as safetensors, and their per-sequence loss.
+
+Legend of shapes: B sequences, T tokens, V vocabulary.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from upath import UPath
+
+from bliss_ops.lake import write_bytes, write_json
+from bliss_ops.models.shapes import Shape, model_vocab_size, shape
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PretrainedConfig
+
+
+def build(name: str, *, vocab_size: int, sequence_length: int, seed: int) -> "PreTrainedModel":
+    """A freshly initialised model in float32 on the CPU; equal arguments give equal weights.
+
+    Attention is the eager implementation where second derivatives are needed: see `use_attention`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = transformers_config(shape(name), vocab_size=model_vocab_size(name, vocab_size), sequence_length=sequence_length)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def transformers_config(sizes: Shape, *, vocab_size: int, sequence_length: int) -> "PretrainedConfig":
+    """The transformers configuration of a shape, dropout-free."""
+    from transformers import GPTNeoXConfig, LlamaConfig
+
+    shared = {
+        "vocab_size": vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": sizes.num_layers,
+        "num_attention_heads": sizes.num_heads,
+        "max_position_embeddings": max(2048, sequence_length),
+        "use_cache": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    config_class = GPTNeoXConfig if sizes.family == "gpt_neox" else LlamaConfig
+    return config_class(**shared)  # type: ignore[no-any-return]
+
+
+def num_parameters(name: str) -> int:
+    """Parameters of a named shape, embeddings included, without allocating them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    sizes = shape(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(transformers_config(sizes, vocab_size=sizes.vocab_size or 4096, sequence_length=1024))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def sequence_losses(model: "torch.nn.Module", input_ids_BT: "torch.Tensor", labels_BT: "torch.Tensor | None" = None) -> "torch.Tensor":
+    """Mean next-token cross-entropy of each sequence, in nats per token: shape B.
+
+    Labels of -100 do not count; without labels every token after the first does.
+    """
+    logits_BTV = model(input_ids=input_ids_BT).logits
+    sums_B, counts_B = token_loss_sums(logits_BTV, input_ids_BT if labels_BT is None else labels_BT)
+    return sums_B / counts_B.clamp(min=1)
+
+
+def token_loss_sums(logits_BTV: "torch.Tensor", labels_BT: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+    """Summed next-token cross-entropy of each sequence and the number of tokens in the sum, both of shape B."""
+    import torch.nn.functional as F
+
+    targets_BT = labels_BT[:, 1:]
+    losses_BT = F.cross_entropy(logits_BTV[:, :-1].transpose(1, 2).float(), targets_BT, reduction="none", ignore_index=-100)
+    return losses_BT.sum(1), (targets_BT != -100).sum(1)
+
+
+def use_attention(model: "PreTrainedModel", implementation: str) -> None:
+    """Switch between `sdpa` (fast) and `eager`, which alone can be differentiated twice."""
+    model.set_attn_implementation(implementation)
+
+
+def save(model: "PreTrainedModel", directory: UPath, name: str) -> list[str]:
+    """Write `<name>/config.json` and `<name>/model.safetensors`, the layout `AutoModelForCausalLM.from_pretrained` loads."""
+    config = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    write_json(directory / name / "config.json", json.loads(json.dumps(config, default=str)))
+    write_bytes(directory / name / "model.safetensors", tensor_bytes(dict(model.state_dict()), {"format": "pt"}))
+    return [f"{name}/config.json", f"{name}/model.safetensors"]
+
+
+def load(directory: UPath, name: str) -> "PreTrainedModel":
+    """The model `save` wrote.
+
+    Raises:
+        ValueError: the weights are cut or of another shape than their configuration.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = json.loads((directory / name / "config.json").read_text())
+    config = AutoConfig.for_model(**values)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    load_weights(model, directory / name / "model.safetensors")
+    return model
+
+
+def load_weights(model: "torch.nn.Module", path: UPath) -> None:
+    """Fill `model` from a safetensors file; raises ValueError when it is cut or does not fit."""
+    try:
+        model.load_state_dict(read_tensors(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds weights of another shape than the model: {error}") from error
+
+
+def tensor_bytes(tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> bytes:
+    """Tensors as one safetensors document."""
+    from safetensors.torch import save as save_tensors
+
+    data: Any = save_tensors({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata=metadata)
+    return bytes(data)
+
+
+def read_tensors(path: UPath) -> "dict[str, torch.Tensor]":
+    """Tensors of a safetensors file.
+
+    Raises:
+        ValueError: the file is cut or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): delete it and run its stage again") from error
+    return tensors

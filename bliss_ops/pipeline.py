@@ -1,0 +1,255 @@
+"""The main path, in order. Read this page first.
+
+    discover -> extract -> train_tokenizer -> pack -> prepare_validation          (once per corpus)
+    warm_up -> fit -> score -> load -> select -> materialize -> pretrain -> evaluate -> report      (once per round)
+
+A stage is one plain function: it reads files, calls domain code with explicit paths, writes files. The same function runs from
+Python, as one shell command (`bliss fit demo-bliss-s0 --round 1`), and as an Airflow task that submits exactly that command to
+Ray. A finished stage is skipped, a killed one resumes, a changed setting on a finished one fails (see manifest.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from bliss_ops.config import identity
+from bliss_ops.lake import Corpus, Lake, Run
+from bliss_ops.manifest import Artifact, Manifest, find_manifest, read_manifest
+from bliss_ops.sharding import ShardMapper, group_shards, map_locally
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much of a stage to do here: one group of its shards (all when None), with which mapper."""
+
+    group: tuple[int, int] | None = None  # (number from 0, number of groups)
+    mapper: ShardMapper = map_locally
+
+    def of(self, shards: list[int]) -> list[int]:
+        return shards if self.group is None else group_shards(shards, *self.group)
+
+
+EVERYTHING = Work()
+
+
+# ---- once per corpus -------------------------------------------------------------------------------------------------
+
+
+def discover(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+    """Fix the list of source shards; the embedded source is harvested here."""
+    from bliss_ops.corpus import source
+
+    config = corpus.config
+    settings = {"source": config.source, "embedded_megabytes": config.embedded_megabytes, "validation": config.validation.source}
+    artifact = Artifact(corpus.lake, corpus.source, stage="discover", identity=settings)
+    return artifact.produce(partial(source.discover, config))
+
+
+def extract(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+    """Source shards to `documents/`, one to one; unusable lines go to `documents/rejects/` with their reason."""
+    from bliss_ops.corpus import documents
+
+    listing = read_manifest(corpus.source, made_by=f"bliss discover {corpus.name}")
+    settings = {"max_document_megabytes": corpus.config.max_document_megabytes}
+    artifact = Artifact(corpus.lake, corpus.documents, stage="extract", identity=settings, inputs=[listing])
+    make_worker = partial(documents.make_worker, corpus.source, corpus.documents, corpus.config)
+    return _shards(artifact, make_worker, list(range(listing.metrics["num_shards"])), work, check=documents.check)
+
+
+def train_tokenizer(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+    """The tokenizer the corpus is packed with: copied when one is given, else trained on the documents."""
+    from bliss_ops.corpus import tokenizer
+
+    config = corpus.config
+    documents = read_manifest(corpus.documents, made_by=f"bliss extract {corpus.name}")
+    settings = {"tokenizer": config.tokenizer} if config.tokenizer else {"vocab_size": config.vocab_size}
+    artifact = Artifact(corpus.lake, corpus.tokenizer, stage="train_tokenizer", identity=settings, inputs=[] if config.tokenizer else [documents])
+    return artifact.produce(partial(tokenizer.train_or_copy, config, corpus.documents))
+
+
+def pack(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+    """Documents to sequences of T tokens, end-of-text between documents, and the spans that tie the two together."""
+    from bliss_ops.corpus import packing
+
+    documents = read_manifest(corpus.documents, made_by=f"bliss extract {corpus.name}")
+    tokenizer = read_manifest(corpus.tokenizer, made_by=f"bliss train-tokenizer {corpus.name}")
+    settings = {"sequence_length": corpus.config.sequence_length}
+    artifact = Artifact(corpus.lake, corpus.sequences, stage="pack", identity=settings, inputs=[documents, tokenizer])
+    make_worker = partial(packing.make_worker, corpus.documents, corpus.tokenizer, corpus.sequences, corpus.config.sequence_length)
+    return _shards(artifact, make_worker, documents.shards, work, check=packing.check)
+
+
+def prepare_validation(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+    """The validation set: a part that guides the score model and a held-out part that only measures."""
+    from bliss_ops.corpus import validation
+
+    tokenizer = read_manifest(corpus.tokenizer, made_by=f"bliss train-tokenizer {corpus.name}")
+    listing = read_manifest(corpus.source, made_by=f"bliss discover {corpus.name}")
+    settings = identity(corpus.config.validation) | {"sequence_length": corpus.config.sequence_length}
+    artifact = Artifact(corpus.lake, corpus.validation, stage="prepare_validation", identity=settings, inputs=[tokenizer, listing])
+    return artifact.produce(partial(validation.prepare, corpus.config, corpus.source, corpus.tokenizer))
+
+
+# ---- once per round --------------------------------------------------------------------------------------------------
+
+
+def warm_up(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """Train proxy and target on random data, once per run; every round's proxy starts from here."""
+    from bliss_ops.training import warmup
+
+    config = run.config
+    settings = {name: identity(getattr(config, name)) for name in ("proxy", "target", "pretraining", "compute")} | {"seed": config.seed}
+    artifact = Artifact(run.lake, run.warmup, stage="warm_up", identity=settings, inputs=_corpus_manifests(run))
+    return artifact.produce(partial(warmup.warm_up, run))
+
+
+def fit(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """Fit the run's selector on the candidate window; for `bliss`, this is the bilevel training of the score model."""
+    from bliss_ops import selectors
+
+    config, before = run.config, run.round(round_number - 1)
+    settings = {"method": config.method, "seed": config.seed, "window": selectors.window_identity(config, round_number)}
+    settings |= {name: identity(getattr(config, name)) for name in selectors.load(config.method).SECTIONS}
+    inputs = [*_corpus_manifests(run), read_manifest(run.warmup, made_by=f"bliss warm-up {run.name}")]
+    if round_number > 1:
+        inputs += [read_manifest(before / name, made_by=f"bliss run {run.config.recipe}") for name in ("selector", "pretrain")]
+    artifact = Artifact(run.lake, run.round(round_number) / "selector", stage="fit", identity=settings, inputs=inputs)
+    return artifact.produce(partial(selectors.fit, run, round_number))
+
+
+def score(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """One float32 score per candidate sequence, shard by shard."""
+    from bliss_ops import scoring, selectors
+
+    here = run.round(round_number)
+    selector = read_manifest(here / "selector", made_by=f"bliss fit {run.name} --round {round_number}")
+    settings = identity(run.config.scoring)
+    artifact = Artifact(run.lake, here / "scores", stage="score", identity=settings, inputs=[selector])
+    make_worker = partial(scoring.make_worker, run.config, run.corpus.sequences, here / "selector", here / "scores")
+    return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=scoring.check)
+
+
+def load(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """Load what is new into the score store and publish its snapshot (one loader at a time)."""
+    from bliss_ops import store
+
+    scores = read_manifest(run.round(round_number) / "scores", made_by=f"bliss score {run.name} --round {round_number}")
+    store.sync(run)
+    return scores
+
+
+def select(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """The ids of the best sequences, by an exact threshold; ties go to the smaller id."""
+    from bliss_ops import selection
+
+    here = run.round(round_number)
+    scores = read_manifest(here / "scores", made_by=f"bliss score {run.name} --round {round_number}")
+    artifact = Artifact(run.lake, here / "selection", stage="select", identity=identity(run.config.selection), inputs=[scores])
+    return artifact.produce(partial(selection.select, run.config, here / "scores", scores.shards))
+
+
+def materialize(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """The selected sequences' tokens, ready to train on."""
+    from bliss_ops import selection
+
+    here = run.round(round_number)
+    selected = read_manifest(here / "selection", made_by=f"bliss select {run.name} --round {round_number}")
+    sequences = read_manifest(run.corpus.sequences, made_by=f"bliss pack {run.corpus.name}")
+    artifact = Artifact(run.lake, here / "subset", stage="materialize", identity={}, inputs=[selected, sequences])
+    make_worker = partial(selection.make_worker, run.corpus.sequences, here / "selection", here / "subset")
+    return _shards(artifact, make_worker, selected.metrics["shards"], work)
+
+
+def pretrain(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """Train the target on the subset, from the previous round's checkpoint."""
+    from bliss_ops.training import pretraining
+
+    config, here = run.config, run.round(round_number)
+    settings = {name: identity(getattr(config, name)) for name in ("target", "pretraining", "compute")} | {"seed": config.seed}
+    inputs = [read_manifest(here / "subset", made_by=f"bliss materialize {run.name} --round {round_number}")]
+    inputs += [find_manifest(run.round(round_number - 1) / "pretrain") or read_manifest(run.warmup, made_by=f"bliss warm-up {run.name}")]
+    artifact = Artifact(run.lake, here / "pretrain", stage="pretrain", identity=settings, inputs=inputs)
+    return artifact.produce(partial(pretraining.pretrain, run, round_number))
+
+
+def evaluate(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """Held-out validation loss and perplexity of the target."""
+    from bliss_ops import evaluation
+
+    here = run.round(round_number)
+    model = read_manifest(here / "pretrain", made_by=f"bliss pretrain {run.name} --round {round_number}")
+    validation = read_manifest(run.corpus.validation, made_by=f"bliss prepare-validation {run.corpus.name}")
+    artifact = Artifact(run.lake, here / "evaluation", stage="evaluate", identity=identity(run.config.compute), inputs=[model, validation])
+    return artifact.produce(partial(evaluation.evaluate, run, round_number))
+
+
+def report(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """One self-contained HTML file about the run so far, beside the runs it is compared with."""
+    from bliss_ops import report, store
+
+    store.sync(run)
+    evaluations = [run.round(number) / "evaluation" for number in range(1, round_number + 1)]
+    others = [run.lake.run(name).round(number) / "evaluation" for name in run.config.compare_with for number in range(1, round_number + 1)]
+    inputs = [manifest for path in (*evaluations, *others) if (manifest := find_manifest(path))]
+    artifact = Artifact(run.lake, run.report, stage="report", identity={"round": round_number}, inputs=inputs, replaceable=True)
+    return artifact.produce(partial(report.write, run, round_number))
+
+
+# ---- the list that the command line and the DAGs are made from -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as runners see it: its function, and whether it fans out over shards or needs the whole machine's accelerator."""
+
+    run: Callable[..., Manifest | None]
+    sharded: bool = False
+    trains: bool = False  # wants a GPU for itself where there is one
+
+    @property
+    def name(self) -> str:
+        return self.run.__name__
+
+    @property
+    def command(self) -> str:
+        return self.name.replace("_", "-")
+
+
+CORPUS_STAGES = (Stage(discover), Stage(extract, sharded=True), Stage(train_tokenizer), Stage(pack, sharded=True), Stage(prepare_validation))
+
+ROUND_STAGES = (
+    Stage(warm_up, trains=True),
+    Stage(fit, trains=True),
+    Stage(score, sharded=True),
+    Stage(load),
+    Stage(select),
+    Stage(materialize, sharded=True),
+    Stage(pretrain, trains=True),
+    Stage(evaluate, trains=True),
+    Stage(report),
+)
+
+
+def ingest(lake: Lake, name: str, work: Work = EVERYTHING) -> None:
+    """Every corpus stage, in this process."""
+    for stage in CORPUS_STAGES:
+        stage.run(lake.corpus(name), work)
+
+
+def run_round(lake: Lake, name: str, round_number: int, work: Work = EVERYTHING) -> None:
+    """Every stage of one round, in this process."""
+    for stage in ROUND_STAGES:
+        stage.run(lake.run(name), round_number, work)
+
+
+def _shards(artifact: Artifact, make_worker: Callable[[], Any], shards: list[int], work: Work, **kwargs: Any) -> Manifest | None:
+    return artifact.produce_shards(make_worker, shards, only=work.of(shards), mapper=work.mapper, **kwargs)
+
+
+def _corpus_manifests(run: Run) -> list[Manifest]:
+    corpus = run.corpus
+    return [
+        read_manifest(corpus.sequences, made_by=f"bliss pack {corpus.name}"),
+        read_manifest(corpus.validation, made_by=f"bliss prepare-validation {corpus.name}"),
+    ]

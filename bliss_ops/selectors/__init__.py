@@ -1,0 +1,107 @@
+"""Selectors: each file of this folder is one method of giving every candidate sequence a score (higher is better).
+
+A selector module has three names:
+    SECTIONS                      the config sections its fit depends on
+    fit(inputs, directory)        learn from the candidate window, write files, return (files, metrics)
+    load_scorer(directory)        a function (sequence_ids_B, input_ids_BT) -> float32 score_B
+Everything else (windows, scoring, selection, pretraining, comparison) is shared.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from upath import UPath
+
+from bliss_ops.config import RunConfig, check_name
+from bliss_ops.lake import Run, shard_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bliss_ops.corpus.reading import SequenceReader
+
+    Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class SelectorInputs:
+    """What a selector may learn from."""
+
+    config: RunConfig
+    round_number: int
+    candidates: "SequenceReader"  # the candidate window
+    validation: UPath  # directory of the validation set; only its `guide` part may be read
+    warmup: UPath  # warmed-up proxy and target
+    reference: UPath  # the target's current checkpoint directory
+    previous: UPath | None  # this selector's directory in the previous round
+
+
+class Selector(Protocol):
+    SECTIONS: tuple[str, ...]
+
+    def fit(self, inputs: SelectorInputs, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]: ...
+
+    def load_scorer(self, directory: UPath) -> "Scorer": ...
+
+
+def known_methods() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def check_method(method: str) -> str:
+    """Return `method` when there is such a selector, else raise ValueError with the known ones."""
+    if check_name(method) not in known_methods():
+        raise ValueError(f"there is no method {method!r}: known methods are {', '.join(known_methods())}")
+    return method
+
+
+def load(method: str) -> Selector:
+    """The selector module of that name."""
+    module: Any = importlib.import_module(f"{__name__}.{check_method(method)}")
+    return module  # type: ignore[no-any-return]
+
+
+def window(run: Run, round_number: int) -> list[int]:
+    """Shards of the round's candidate window: a seeded permutation of all shards, cut into disjoint parts.
+
+    Raises:
+        ValueError: the corpus has too few shards for that many rounds.
+    """
+    import numpy as np
+
+    from bliss_ops.manifest import read_manifest
+
+    config = run.config
+    shards = read_manifest(run.corpus.sequences, made_by=f"bliss pack {run.corpus.name}").shards
+    size = config.window_shards or len(shards) // config.num_rounds
+    if size == 0 or size * config.num_rounds > len(shards):
+        raise ValueError(
+            f"run {run.name!r} wants {config.num_rounds} disjoint candidate windows of {size or 1} shards, but corpus "
+            f"{run.corpus.name!r} has {len(shards)} shards: lower num_rounds or window_shards, or ingest more"
+        )
+    permutation = np.random.default_rng([config.seed, 0x77]).permutation(sorted(shards))
+    return sorted(int(shard) for shard in permutation[(round_number - 1) * size : round_number * size])
+
+
+def window_identity(config: RunConfig, round_number: int) -> list[int | None]:
+    return [round_number, config.num_rounds, config.window_shards]
+
+
+def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
+    """Fit the run's selector on the round's candidate window."""
+    from bliss_ops.corpus.reading import SequenceReader
+
+    before = run.round(round_number - 1)
+    inputs = SelectorInputs(
+        config=run.config,
+        round_number=round_number,
+        candidates=SequenceReader([shard_file(run.corpus.sequences, shard) for shard in window(run, round_number)]),
+        validation=run.corpus.validation,
+        warmup=run.warmup,
+        reference=before / "pretrain" if round_number > 1 else run.warmup,
+        previous=before / "selector" if round_number > 1 else None,
+    )
+    return load(run.config.method).fit(inputs, directory)

@@ -1,0 +1,43 @@
+"""Uniform selection without replacement: the score is a seeded hash of the sequence id, so it is independent of sharding."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from upath import UPath
+
+from bliss_ops.lake import write_json
+
+if TYPE_CHECKING:
+    from bliss_ops.selectors import Scorer, SelectorInputs
+
+SECTIONS: tuple[str, ...] = ()
+
+
+def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
+    """Keep the seed; each round draws anew."""
+    write_json(directory / "seed.json", {"seed": inputs.config.seed, "round": inputs.round_number})
+    return ["seed.json"], {}
+
+
+def load_scorer(directory: UPath) -> "Scorer":
+    """Scores uniform in [0, 1) with 24 bits, what float32 holds exactly."""
+    import json
+
+    seed = json.loads((directory / "seed.json").read_text())
+    salt = splitmix64(np.array([seed["seed"] * 1000 + seed["round"]], dtype=np.uint64))
+
+    def score(sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
+        bits = splitmix64(sequence_ids_B.astype(np.uint64) ^ salt)
+        return ((bits >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24)
+
+    return score
+
+
+def splitmix64(values: np.ndarray) -> np.ndarray:
+    """The SplitMix64 finaliser (Steele, Lea, Flood 2014): a bijective mixing of uint64."""
+    with np.errstate(over="ignore"):
+        mixed = values + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
