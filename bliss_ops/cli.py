@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--methods", default=",".join(METHODS), help="selectors, comma-separated; each becomes a run (default: %(default)s)")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--airflow", action="store_true", help="through the Airflow of `bliss up`, with a live display")
+    run.add_argument("--start", action="store_true", help="with --airflow: start the stack first when it is not up, and stop it at the end")
     _add_settings(run)
 
     configure_corpus = _command(commands, "configure-corpus", configure_corpus_only, "Write a corpus's config.json and print its name.")
@@ -118,9 +119,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     methods = [method.strip() for method in arguments.methods.split(",") if method.strip()]
     overrides = _overrides(arguments, source=arguments.source)
     if arguments.airflow:
-        from bliss_ops.stack import run_in_airflow
-
-        return run_in_airflow(arguments.recipe, methods, arguments.seed, overrides, Lake.open(arguments.lake), Path(arguments.state))
+        return _run_in_airflow(arguments, methods, overrides)
     lake = Lake.open(arguments.lake)
     recipe = load_recipe(arguments.recipe, overrides)
     corpus = configure_corpus(lake, recipe)
@@ -134,6 +133,31 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     for run in runs:
         sys.stdout.write(f"report of {run.name}: {run.report / 'index.html'}\n")
     return 0
+
+
+def _run_in_airflow(arguments: argparse.Namespace, methods: list[str], overrides: dict[str, Any]) -> int:
+    from bliss_ops.stack import down, is_up, run_in_airflow, up
+
+    lake, state = Lake.open(arguments.lake), Path(arguments.state)
+    started_here = arguments.start and not is_up(state)
+    try:
+        if started_here:
+            up(lake, state)
+        return run_in_airflow(arguments.recipe, methods, arguments.seed, overrides, lake, state)
+    finally:
+        if started_here and not _leave_up():
+            down(state)
+
+
+def _leave_up() -> bool:
+    """On a terminal, offer to leave the web UI up; anywhere else it is stopped."""
+    if not sys.stdin.isatty():
+        return False
+    try:
+        answer = input("Leave Airflow and Ray up so you can look around? `bliss down` stops them. [y/N] ")
+    except (EOFError, KeyboardInterrupt):
+        return False
+    return answer.strip().lower() in ("y", "yes")
 
 
 def configure_corpus(lake: Lake, recipe: Recipe) -> Corpus:
@@ -211,7 +235,7 @@ def stack_down(arguments: argparse.Namespace) -> int:
 
 def _corpus_stage(stage: pipeline.Stage) -> Callable[[argparse.Namespace], int]:
     def command(arguments: argparse.Namespace) -> int:
-        stage.run(Lake.open(arguments.lake).corpus(arguments.corpus), _work(getattr(arguments, "group", None)))
+        stage.do(Lake.open(arguments.lake).corpus(arguments.corpus), work=_work(getattr(arguments, "group", None)))
         return 0
 
     return command
@@ -222,7 +246,7 @@ def _round_stage(stage: pipeline.Stage) -> Callable[[argparse.Namespace], int]:
         run = Lake.open(arguments.lake).run(arguments.run)
         if arguments.round > run.config.num_rounds:
             raise ValueError(f"round {arguments.round} of {run.name!r} does not exist: num_rounds is {run.config.num_rounds}")
-        stage.run(run, arguments.round, _work(getattr(arguments, "group", None)))
+        stage.do(run, arguments.round, _work(getattr(arguments, "group", None)))
         return 0
 
     return command
@@ -240,7 +264,9 @@ def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], 
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override one setting of the recipe; repeatable")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override one setting of the recipe; repeatable"
+    )
 
 
 def _add_group(command: argparse.ArgumentParser, stage: pipeline.Stage) -> None:
@@ -325,7 +351,7 @@ def _write_config(path: Any, config: Recipe | IngestConfig, model: type[Any]) ->
 
 
 def _first_line(stage: pipeline.Stage) -> str:
-    return (stage.run.__doc__ or "").strip().splitlines()[0]
+    return (stage.function.__doc__ or "").strip().splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ class ValidationConfig(Settings):
         default=EMBEDDED,
         description="JSON lines with a `text` key (path, glob, s3://, https://, hf://), or `embedded`: held-out documentation prose.",
     )
-    holdout_fraction: float = Field(default=0.5, ge=0.1, le=0.9, description="Share of the documents, the last ones, kept for measuring only.")
+    holdout_fraction: float = Field(
+        default=0.5, ge=0.1, le=0.9, description="Share of the documents, the last ones, kept for measuring only."
+    )
 
 
 class IngestConfig(Settings):
@@ -59,7 +61,9 @@ class IngestConfig(Settings):
         min_length=1,
         description="C4-format shards: path or glob, s3://, https://, hf://; or `embedded`, the text of the installed Python environment.",
     )
-    tokenizer: str | None = Field(default=None, description="A Hugging Face tokenizer.json (path or URI); empty trains a byte-level BPE on the corpus.")
+    tokenizer: str | None = Field(
+        default=None, description="A Hugging Face tokenizer.json (path or URI); empty trains a byte-level BPE on the corpus."
+    )
     vocab_size: int = Field(default=4096, ge=512, le=131_072, description="Vocabulary of a tokenizer trained on the corpus.")
     sequence_length: int = Field(default=1024, ge=16, le=8192, description="Tokens per sequence (T), the unit of selection.")
     max_document_megabytes: float = Field(default=10.0, gt=0, le=1000, description="Larger documents are rejected and counted.")
@@ -93,15 +97,26 @@ class BilevelConfig(Settings):
     score_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="AdamW learning rate of the score model.")
     temperature: float = Field(default=1.0, gt=0, le=100, description="Softmax temperature of the sample weights.")
     min_effective_sample_size: float = Field(
-        default=0.5, ge=0, le=0.95, description="Floor on the effective sample size, as a share of the batch, held by a per-batch temperature."
+        default=0.5,
+        ge=0,
+        le=0.95,
+        description="Floor on the effective sample size, as a share of the batch, held by a per-batch temperature.",
     )
-    score_head: Literal["linear", "sigmoid"] = Field(default="linear", description="Score head: the logit itself, or its sigmoid as released.")
-    ihvp: Literal["adam_diagonal", "identity"] = Field(default="adam_diagonal", description="Inverse-Hessian approximation applied to the validation gradient.")
+    score_head: Literal["linear", "sigmoid"] = Field(
+        default="linear", description="Score head: the logit itself, or its sigmoid as released."
+    )
+    ihvp: Literal["adam_diagonal", "identity"] = Field(
+        default="adam_diagonal", description="Inverse-Hessian approximation applied to the validation gradient."
+    )
     damping: float = Field(default=1e-4, gt=0, le=10, description="Added to the curvature estimate (delta).")
     gradient_smoothing: float = Field(default=0.9, ge=0, lt=1, description="EMA factor of the validation gradient; 0 uses the batch's own.")
-    alignment: Literal["exact", "central_difference"] = Field(default="exact", description="How the directional derivatives a_i are computed.")
+    alignment: Literal["exact", "central_difference"] = Field(
+        default="exact", description="How the directional derivatives a_i are computed."
+    )
     kl_weight: float = Field(default=0.0, ge=0, le=100, description="Weight of the KL term between proxy and reference model (gamma).")
-    kl_direction: Literal["proxy_reference", "reference_proxy"] = Field(default="proxy_reference", description="KL(proxy||reference) or its reverse.")
+    kl_direction: Literal["proxy_reference", "reference_proxy"] = Field(
+        default="proxy_reference", description="KL(proxy||reference) or its reverse."
+    )
     l2_weight: float = Field(default=0.0, ge=0, le=1, description="Weight of the squared norm of the proxy's parameters (lambda).")
     checkpoint_every_steps: int = neutral(default=100, ge=1, description="A killed job loses at most this many outer steps.")
 
@@ -138,12 +153,16 @@ class PretrainingConfig(Settings):
 
     num_steps: int = Field(default=10_000, ge=1, description="Optimizer steps per round.")
     batch_sequences: int = Field(default=512, ge=1, le=65_536, description="Sequences per optimizer step.")
-    micro_batch_sequences: int = neutral(default=32, ge=1, le=65_536, description="Sequences per forward pass; lower it when memory is short.")
+    micro_batch_sequences: int = neutral(
+        default=32, ge=1, le=65_536, description="Sequences per forward pass; lower it when memory is short."
+    )
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate (AdamW 0.9/0.95).")
     weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW weight decay.")
     max_gradient_norm: float = Field(default=1.0, gt=0, le=1000, description="Gradient clipping.")
     warmup_steps: int = Field(default=500, ge=0, description="Linear learning-rate warm-up at the very start.")
-    decay_steps: int = Field(default=200, ge=0, description="Length of the decay branch that is evaluated; the next round resumes before it.")
+    decay_steps: int = Field(
+        default=200, ge=0, description="Length of the decay branch that is evaluated; the next round resumes before it."
+    )
     evaluate_every_steps: int = Field(default=500, ge=1, description="Steps between two points of the validation-loss curve.")
     checkpoint_every_steps: int = neutral(default=200, ge=1, description="A killed job loses at most this many steps.")
 
@@ -160,7 +179,9 @@ class Recipe(Settings):
 
     description: str = neutral(default="", description="What the recipe is for.")
     num_rounds: int = Field(default=1, ge=1, le=100, description="Rounds; each has a candidate window of its own.")
-    window_shards: int | None = Field(default=None, ge=1, description="Shards per candidate window; empty divides all shards over the rounds.")
+    window_shards: int | None = Field(
+        default=None, ge=1, description="Shards per candidate window; empty divides all shards over the rounds."
+    )
     ingest: IngestConfig = Field(default_factory=IngestConfig, description="Corpus, tokenizer, sequences, validation set.")
     proxy: ProxyConfig = Field(default_factory=ProxyConfig, description="Proxy and score model.")
     bilevel: BilevelConfig = Field(default_factory=BilevelConfig, description="Bilevel training.")
@@ -177,7 +198,9 @@ class RunConfig(Recipe):
     name: Name = neutral(description="Run name: <recipe>-<method>-s<seed> unless given.")
     recipe: str = neutral(description="The recipe this run was made from.")
     method: Name = Field(description="Selector: a module of bliss_ops/selectors.")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of initial weights and data order; equal seeds make runs comparable in pairs.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**31, description="Seed of initial weights and data order; equal seeds make runs comparable in pairs."
+    )
     compare_with: tuple[Name, ...] = neutral(default=(), description="Runs drawn beside this one in its report.")
 
 
@@ -229,7 +252,6 @@ def identity(settings: BaseModel) -> dict[str, Any]:
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"{key}: {section!r} is a value, not a section of settings")
+        inner = values.setdefault(section, {})
+        values = inner if isinstance(inner, dict) else {}  # a value where a section should be is reported by the validation
     values[last] = value

@@ -71,7 +71,9 @@ class Corpus:
 
     @property
     def config(self) -> IngestConfig:
-        return _read_config(IngestConfig, self.path / "config.json", f"corpus {self.name!r} is not in the lake {self.lake.root}: run `bliss ingest` first")
+        return _read_config(
+            IngestConfig, self.path / "config.json", f"corpus {self.name!r} is not in the lake {self.lake.root}: run `bliss ingest` first"
+        )
 
     @property
     def source(self) -> UPath:
@@ -112,7 +114,9 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        return _read_config(RunConfig, self.path / "config.json", f"run {self.name!r} is not in the lake {self.lake.root}: run `bliss configure` first")
+        return _read_config(
+            RunConfig, self.path / "config.json", f"run {self.name!r} is not in the lake {self.lake.root}: run `bliss configure` first"
+        )
 
     @property
     def corpus(self) -> Corpus:

@@ -2,7 +2,7 @@
 
 An artifact is a directory with a `manifest.json`: which stage made it, from which settings and inputs, what came out. Opening a
 stage's artifact has four outcomes: *done* (same fingerprint, files in place: no work), *new*, *resumed* (begun with the same
-fingerprint, killed before its manifest), or `ArtifactMismatch` (begun or done with other settings or inputs). `begun.json` marks a
+fingerprint, killed before its manifest), or `ArtifactMismatchError` (begun or done with other settings or inputs). `begun.json` marks a
 begun artifact so that a resume cannot mix two settings. Shards have a finer record each, so a killed stage loses one shard at most.
 """
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
 
-class ArtifactMismatch(ValueError):
+class ArtifactMismatchError(ValueError):
     """The artifact exists, made from other settings or inputs."""
 
 
@@ -109,7 +109,7 @@ class Artifact:
         """The manifest when this artifact is done and its files are in place, else None.
 
         Raises:
-            ArtifactMismatch: it was begun or finished with other settings or inputs.
+            ArtifactMismatchError: it was begun or finished with other settings or inputs.
         """
         manifest = find_manifest(self.directory)
         if manifest is not None and not (self.replaceable and manifest.fingerprint != self.fingerprint):
@@ -146,7 +146,8 @@ class Artifact:
             shards=sorted(shards),
             package_version=_version("bliss-ops"),
             git_commit=_git_commit(),
-            versions={"python": platform.python_version()} | {name: _version(name) for name in ("torch", "transformers", "pyarrow", "duckdb")},
+            versions={"python": platform.python_version()}
+            | {name: _version(name) for name in ("torch", "transformers", "pyarrow", "duckdb")},
             begun_at=begun_at,
             finished_at=_now(),
         )
@@ -214,7 +215,7 @@ class Artifact:
             return
         changes = differences({"settings": identity, "inputs": inputs}, {"settings": self.identity, "inputs": self.inputs})
         listing = "\n".join(f"  {change}" for change in changes)
-        raise ArtifactMismatch(
+        raise ArtifactMismatchError(
             f"{self.stage}: {self.directory} was made with other settings or inputs:\n{listing}\n"
             f"Either put the settings back, or keep what is there and use another name; to make it again, delete {self.directory}."
         )
@@ -293,7 +294,9 @@ def _git_commit() -> str:
     if commit := os.environ.get("BLISS_GIT_COMMIT"):
         return commit
     try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip()

@@ -36,7 +36,7 @@ EVERYTHING = Work()
 # ---- once per corpus -------------------------------------------------------------------------------------------------
 
 
-def discover(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+def discover(corpus: Corpus) -> Manifest:
     """Fix the list of source shards; the embedded source is harvested here."""
     from bliss_ops.corpus import source
 
@@ -57,14 +57,16 @@ def extract(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
     return _shards(artifact, make_worker, list(range(listing.metrics["num_shards"])), work, check=documents.check)
 
 
-def train_tokenizer(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+def train_tokenizer(corpus: Corpus) -> Manifest:
     """The tokenizer the corpus is packed with: copied when one is given, else trained on the documents."""
     from bliss_ops.corpus import tokenizer
 
     config = corpus.config
     documents = read_manifest(corpus.documents, made_by=f"bliss extract {corpus.name}")
     settings = {"tokenizer": config.tokenizer} if config.tokenizer else {"vocab_size": config.vocab_size}
-    artifact = Artifact(corpus.lake, corpus.tokenizer, stage="train_tokenizer", identity=settings, inputs=[] if config.tokenizer else [documents])
+    artifact = Artifact(
+        corpus.lake, corpus.tokenizer, stage="train_tokenizer", identity=settings, inputs=[] if config.tokenizer else [documents]
+    )
     return artifact.produce(partial(tokenizer.train_or_copy, config, corpus.documents))
 
 
@@ -80,7 +82,7 @@ def pack(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
     return _shards(artifact, make_worker, documents.shards, work, check=packing.check)
 
 
-def prepare_validation(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+def prepare_validation(corpus: Corpus) -> Manifest:
     """The validation set: a part that guides the score model and a held-out part that only measures."""
     from bliss_ops.corpus import validation
 
@@ -94,17 +96,19 @@ def prepare_validation(corpus: Corpus, work: Work = EVERYTHING) -> Manifest | No
 # ---- once per round --------------------------------------------------------------------------------------------------
 
 
-def warm_up(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+def warm_up(run: Run) -> Manifest:
     """Train proxy and target on random data, once per run; every round's proxy starts from here."""
+    from bliss_ops import selectors
     from bliss_ops.training import warmup
 
     config = run.config
-    settings = {name: identity(getattr(config, name)) for name in ("proxy", "target", "pretraining", "compute")} | {"seed": config.seed}
+    sections = ["target", "pretraining", "compute"] + ["proxy"] * selectors.uses_proxy(config.method)
+    settings = {name: identity(getattr(config, name)) for name in sections} | {"seed": config.seed}
     artifact = Artifact(run.lake, run.warmup, stage="warm_up", identity=settings, inputs=_corpus_manifests(run))
     return artifact.produce(partial(warmup.warm_up, run))
 
 
-def fit(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+def fit(run: Run, round_number: int) -> Manifest:
     """Fit the run's selector on the candidate window; for `bliss`, this is the bilevel training of the score model."""
     from bliss_ops import selectors
 
@@ -130,7 +134,7 @@ def score(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | No
     return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=scoring.check)
 
 
-def load(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+def load(run: Run, round_number: int) -> Manifest:
     """Load what is new into the score store and publish its snapshot (one loader at a time)."""
     from bliss_ops import store
 
@@ -139,7 +143,7 @@ def load(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | Non
     return scores
 
 
-def select(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+def select(run: Run, round_number: int) -> Manifest:
     """The ids of the best sequences, by an exact threshold; ties go to the smaller id."""
     from bliss_ops import selection
 
@@ -161,7 +165,7 @@ def materialize(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifes
     return _shards(artifact, make_worker, selected.metrics["shards"], work)
 
 
-def pretrain(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+def pretrain(run: Run, round_number: int) -> Manifest:
     """Train the target on the subset, from the previous round's checkpoint."""
     from bliss_ops.training import pretraining
 
@@ -173,7 +177,7 @@ def pretrain(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest |
     return artifact.produce(partial(pretraining.pretrain, run, round_number))
 
 
-def evaluate(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+def evaluate(run: Run, round_number: int) -> Manifest:
     """Held-out validation loss and perplexity of the target."""
     from bliss_ops import evaluation
 
@@ -184,7 +188,7 @@ def evaluate(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest |
     return artifact.produce(partial(evaluation.evaluate, run, round_number))
 
 
-def report(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+def report(run: Run, round_number: int) -> Manifest:
     """One self-contained HTML file about the run so far, beside the runs it is compared with."""
     from bliss_ops import report, store
 
@@ -201,25 +205,38 @@ def report(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | N
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as runners see it: its function, and whether it fans out over shards or needs the whole machine's accelerator."""
+    """A stage as runners see it: its function and what it needs."""
 
-    run: Callable[..., Manifest | None]
-    sharded: bool = False
+    function: Callable[..., Manifest | None]
+    per_round: bool = True
+    sharded: bool = False  # fans out over shards; a scheduler may map over groups of them
     trains: bool = False  # wants a GPU for itself where there is one
 
     @property
     def name(self) -> str:
-        return self.run.__name__
+        return self.function.__name__
 
     @property
     def command(self) -> str:
+        """The sub-command of `bliss` that runs this stage."""
         return self.name.replace("_", "-")
 
+    def do(self, target: Corpus | Run, round_number: int | None = None, work: Work = EVERYTHING) -> Manifest | None:
+        """Run the stage on a corpus, or on one round of a run."""
+        arguments = [round_number] if self.per_round else []
+        return self.function(target, *arguments, *([work] if self.sharded else []))
 
-CORPUS_STAGES = (Stage(discover), Stage(extract, sharded=True), Stage(train_tokenizer), Stage(pack, sharded=True), Stage(prepare_validation))
+
+CORPUS_STAGES = (
+    Stage(discover, per_round=False),
+    Stage(extract, per_round=False, sharded=True),
+    Stage(train_tokenizer, per_round=False),
+    Stage(pack, per_round=False, sharded=True),
+    Stage(prepare_validation, per_round=False),
+)
 
 ROUND_STAGES = (
-    Stage(warm_up, trains=True),
+    Stage(warm_up, per_round=False, trains=True),
     Stage(fit, trains=True),
     Stage(score, sharded=True),
     Stage(load),
@@ -234,13 +251,13 @@ ROUND_STAGES = (
 def ingest(lake: Lake, name: str, work: Work = EVERYTHING) -> None:
     """Every corpus stage, in this process."""
     for stage in CORPUS_STAGES:
-        stage.run(lake.corpus(name), work)
+        stage.do(lake.corpus(name), work=work)
 
 
 def run_round(lake: Lake, name: str, round_number: int, work: Work = EVERYTHING) -> None:
     """Every stage of one round, in this process."""
     for stage in ROUND_STAGES:
-        stage.run(lake.run(name), round_number, work)
+        stage.do(lake.run(name), round_number, work)
 
 
 def _shards(artifact: Artifact, make_worker: Callable[[], Any], shards: list[int], work: Work, **kwargs: Any) -> Manifest | None:

@@ -69,4 +69,3 @@ def validation(sequence_length: int) -> pa.Schema:
     """`input_ids, labels`: both T int32; labels are -100 where a position does not count (padding)."""
     tokens = pa.list_(pa.field("element", pa.int32(), nullable=False), sequence_length)
     return pa.schema([pa.field("input_ids", tokens, nullable=False), pa.field("labels", tokens, nullable=False)])
-

@@ -48,7 +48,9 @@ class Progress:
     def advance(self) -> None:
         self.done += 1
         remaining = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
-        log.info("%s: %d/%d %s (%.0f%%) eta %.0fs", self.description, self.done, self.total, self.unit, 100 * self.done / self.total, remaining)
+        log.info(
+            "%s: %d/%d %s (%.0f%%) eta %.0fs", self.description, self.done, self.total, self.unit, 100 * self.done / self.total, remaining
+        )
 
 
 def group_shards(shards: Sequence[int], group: int, num_groups: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""The bilevel method: objective, hypergradient, one outer step, the training of a score model."""

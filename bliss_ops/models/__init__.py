@@ -1,0 +1,1 @@
+"""Language models by shape, and the score model on their backbone."""

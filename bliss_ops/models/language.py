@@ -4,7 +4,8 @@ Legend of shapes: B sequences, T tokens, V vocabulary.
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from upath import UPath
 
@@ -13,14 +14,11 @@ from bliss_ops.models.shapes import Shape, model_vocab_size, shape
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def build(name: str, *, vocab_size: int, sequence_length: int, seed: int) -> "PreTrainedModel":
-    """A freshly initialised model in float32 on the CPU; equal arguments give equal weights.
-
-    Attention is the eager implementation where second derivatives are needed: see `use_attention`.
-    """
+    """A freshly initialised model in float32 on the CPU; equal arguments give equal weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -74,23 +72,21 @@ def sequence_losses(model: "torch.nn.Module", input_ids_BT: "torch.Tensor", labe
 
 def token_loss_sums(logits_BTV: "torch.Tensor", labels_BT: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
     """Summed next-token cross-entropy of each sequence and the number of tokens in the sum, both of shape B."""
+    import torch
     import torch.nn.functional as F
 
-    targets_BT = labels_BT[:, 1:]
-    losses_BT = F.cross_entropy(logits_BTV[:, :-1].transpose(1, 2).float(), targets_BT, reduction="none", ignore_index=-100)
+    targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=-100)  # shifting the labels leaves the much larger logits where they are
+    if logits_BTV.dtype in (torch.bfloat16, torch.float16):
+        logits_BTV = logits_BTV.float()
+    losses_BT = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), reduction="none", ignore_index=-100).view_as(targets_BT)
     return losses_BT.sum(1), (targets_BT != -100).sum(1)
-
-
-def use_attention(model: "PreTrainedModel", implementation: str) -> None:
-    """Switch between `sdpa` (fast) and `eager`, which alone can be differentiated twice."""
-    model.set_attn_implementation(implementation)
 
 
 def save(model: "PreTrainedModel", directory: UPath, name: str) -> list[str]:
     """Write `<name>/config.json` and `<name>/model.safetensors`, the layout `AutoModelForCausalLM.from_pretrained` loads."""
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     write_json(directory / name / "config.json", json.loads(json.dumps(config, default=str)))
-    write_bytes(directory / name / "model.safetensors", tensor_bytes(dict(model.state_dict()), {"format": "pt"}))
+    write_tensors(directory / name / "model.safetensors", model.state_dict())
     return [f"{name}/config.json", f"{name}/model.safetensors"]
 
 
@@ -117,12 +113,13 @@ def load_weights(model: "torch.nn.Module", path: UPath) -> None:
         raise ValueError(f"{path} holds weights of another shape than the model: {error}") from error
 
 
-def tensor_bytes(tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> bytes:
-    """Tensors as one safetensors document."""
+def write_tensors(path: UPath, tensors: "Mapping[str, torch.Tensor]") -> None:
+    """Tensors as one safetensors file, written atomically."""
     from safetensors.torch import save as save_tensors
 
-    data: Any = save_tensors({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata=metadata)
-    return bytes(data)
+    write_bytes(
+        path, save_tensors({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    )
 
 
 def read_tensors(path: UPath) -> "dict[str, torch.Tensor]":

@@ -28,5 +28,5 @@ class ScoreModel(nn.Module):
 
     def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
         hidden_BTD = self.backbone(input_ids=input_ids_BT).last_hidden_state
-        logit_B: torch.Tensor = self.head(hidden_BTD.float().mean(1)).squeeze(-1)
+        logit_B: torch.Tensor = self.head(hidden_BTD.to(self.head.weight.dtype).mean(1)).squeeze(-1)
         return logit_B.sigmoid() if self.squash else logit_B

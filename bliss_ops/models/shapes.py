@@ -35,9 +35,9 @@ SHAPES = {
     "pythia-2.8b": _neox(32, 2560, 32),
     "llama-0.5b": Shape("llama", 24, 1024, 16, 4096, 50_304),
     "tiny-neox-64": _neox(2, 64, 2, None),
-    "tiny-neox-1m": _neox(2, 96, 4, None),
-    "tiny-neox-2m": _neox(4, 128, 4, None),
-    "tiny-llama-1m": Shape("llama", 2, 96, 4, 256, None),
+    "tiny-neox-96": _neox(2, 96, 4, None),
+    "tiny-neox-128": _neox(4, 128, 4, None),
+    "tiny-llama-96": Shape("llama", 2, 96, 4, 256, None),
 }
 
 

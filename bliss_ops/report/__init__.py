@@ -1,0 +1,198 @@
+"""The report of a run: one HTML file that needs nothing else, and `summary.json` with its headline numbers.
+
+Asked of the run's own files (facts.py, curves.py), drawn as inline SVG (charts.py), laid out by template.html and style.css.
+What is missing (a comparison that is not finished, a method without training curves) is said in one line where it would have been.
+"""
+
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from upath import UPath
+
+from bliss_ops.lake import Run, write_bytes, write_json
+from bliss_ops.manifest import find_manifest
+from bliss_ops.report import charts
+from bliss_ops.report.curves import Compared, Row, equal_steps, read_rows, read_run
+from bliss_ops.report.facts import Facts, Source
+
+HERE = Path(__file__).parent
+MOST_SOURCES = 40
+STAGES = ("selector", "scores", "selection", "subset", "pretrain", "evaluation")
+
+
+def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dict[str, Any]]:
+    """Write `index.html` and `summary.json` about the run up to `round_number`.
+
+    Returns:
+        The files written and the summary.
+
+    Raises:
+        ValueError: the round has no finished scores or selection yet.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    config = run.config
+    ours = read_run(run, round_number)
+    others = [read_run(run.lake.run(name), round_number) for name in config.compare_with]
+    with tempfile.TemporaryDirectory(prefix="bliss-report-") as scratch, Facts(run, round_number, scratch) as facts:
+        distribution, sources, counts = facts.distribution(), facts.sources(), facts.counts
+        best, worst = facts.documents() if config.method != "random" else ([], [])
+    outer = read_rows(run.round(round_number) / "selector" / "metrics.jsonl")
+    summary = _summary(run, round_number, ours, others, counts) | {
+        "score_mean": distribution.mean,
+        "score_standard_deviation": distribution.standard_deviation,
+        "num_distinct_scores": distribution.num_distinct,
+        "share_tied": distribution.num_tied / distribution.num_sequences,
+        "warning": distribution.warning,
+    }
+    limits = charts.padded([value for source in sources for value in (*source.quantiles, source.mean)], 0.03)
+    threshold = counts["threshold"]
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["signed"], environment.filters["short"] = charts.signed, charts.number
+    page = environment.get_template("template.html").render(
+        style=(HERE / "style.css").read_text(encoding="utf-8"),
+        run=run,
+        config=config,
+        round_number=round_number,
+        summary=summary,
+        counts=counts,
+        distribution=distribution,
+        digits=charts.digits_for(distribution.standard_deviation),
+        histogram=charts.histogram(
+            distribution.edges, distribution.counts, distribution.counts_selected, threshold, title="How many sequences have which score"
+        ),
+        sources=sources[:MOST_SOURCES],
+        num_sources=len(sources),
+        strips={source.name: charts.strip(source.quantiles, source.mean, limits, threshold) for source in sources[:MOST_SOURCES]},
+        largest_share=_largest_share(sources),
+        training=_training_charts(outer),
+        num_outer_steps=len(outer),
+        race=_race_chart(ours, others),
+        race_tables=[(other, _milestones(equal_steps(ours, other, round_number))) for other in others],
+        unfair={other.run.name: other.differences_from(config) for other in others},
+        ours=ours,
+        others=others,
+        best=best,
+        worst=worst,
+        settings=_settings(config),
+        provenance=_provenance(run, round_number),
+    )
+    write_bytes(directory / "index.html", page.encode())
+    write_json(directory / "summary.json", summary)
+    return ["index.html", "summary.json"], summary
+
+
+def _summary(run: Run, round_number: int, ours: Compared, others: list[Compared], counts: dict[str, Any]) -> dict[str, Any]:
+    """The headline numbers; what is not measured yet is None."""
+    result = ours.results.get(round_number)
+    baseline = next((other for other in others if other.config and other.config.method == "random"), others[0] if others else None)
+    theirs = baseline.results.get(round_number) if baseline else None
+    pairs = equal_steps(ours, baseline, round_number) if baseline else []
+    return {
+        "run": run.name,
+        "round": round_number,
+        "method": run.config.method,
+        "seed": run.config.seed,
+        "num_candidates": counts["num_candidates"],
+        "num_selected": counts["num_selected"],
+        "num_tokens": counts["num_tokens"],
+        "threshold": counts["threshold"],
+        "share_of_ties_kept": counts["num_ties_kept"] / max(counts["num_ties_at_threshold"], 1),
+        "validation_loss": result.loss if result else None,
+        "validation_loss_standard_error": result.standard_error if result else None,
+        "perplexity": result.perplexity if result else None,
+        "compared_with": baseline.run.name if baseline else None,
+        "compared_validation_loss": theirs.loss if theirs else None,
+        "compared_perplexity": theirs.perplexity if theirs else None,
+        "difference": result.loss - theirs.loss if result and theirs else None,
+        "equal_steps": pairs[-1][0] if pairs else None,
+        "difference_at_equal_steps": pairs[-1][1] - pairs[-1][2] if pairs else None,
+    }
+
+
+def _training_charts(outer: list[Row]) -> list[tuple[str, str, Any]]:
+    """(title, explanation, chart) of every curve the outer loop logged."""
+    plans: Sequence[tuple[str, str, dict[str, str], dict[str, Any]]] = (
+        (
+            "Outer loss",
+            "Loss of the proxy on the validation set (what the score model is trained to lower), and on the weighted batch.",
+            {"validation_loss": "validation", "proxy_loss": "batch"},
+            {"right": 84},
+        ),
+        (
+            "Effective sample size",
+            "Share of the batch that carries the weight: 100 % is uniform, a few per cent is a collapse.",
+            {"effective_sample_size": "effective sample size"},
+            {"y_range": (0.0, 1.0), "format_y": lambda value: f"{value:.0%}"},
+        ),
+        ("Hypergradient norm", "Size of the score model's gradient before clipping.", {"hypergradient_norm": "hypergradient norm"}, {}),
+        (
+            "Alignment and score",
+            "Rank correlation of the score with the measured influence: is the score model learning the right thing?",
+            {"alignment_score_correlation": "correlation"},
+            {"y_range": (-1.0, 1.0)},
+        ),
+    )
+    drawn = []
+    for title, explanation, names, options in plans:
+        series = []
+        for (key, name), style in zip(names.items(), ("first", "second"), strict=False):
+            points = charts.thinned([(row["step"], row[key]) for row in outer if key in row and math.isfinite(row[key])])
+            if points:
+                series.append(charts.Series(name, [points], style))
+        if series:
+            drawn.append((title, explanation, charts.line_chart(series, title=title, x_label="outer step", **options)))
+    return drawn
+
+
+def _race_chart(ours: Compared, others: list[Compared]) -> Any:
+    """Validation loss of the target over its optimizer steps, this run and those beside it; a line per round."""
+    series = [
+        charts.Series(compared.run.name, pieces, style, markers=True)
+        for compared, style in zip([ours, *others], ("first", "second", "third", "fourth", "fifth"), strict=False)
+        if (pieces := [curve for _, curve in sorted(compared.curves.items()) if curve])
+    ]
+    if not series:
+        return None
+    return charts.line_chart(series, title="Validation loss of the target", x_label="optimizer step", width=1080, height=320, right=170)
+
+
+def _milestones(pairs: list[tuple[float, float, float]], most: int = 6) -> list[tuple[float, float, float]]:
+    """A few evenly spaced rows of the comparison, the last one always."""
+    if len(pairs) <= most:
+        return pairs
+    return [pairs[round(k * (len(pairs) - 1) / (most - 1))] for k in range(most)]
+
+
+def _largest_share(sources: list[Source]) -> float:
+    """The longest bar of the composition: every bar is drawn relative to it."""
+    pool, subset = (sum(getattr(source, name) for source in sources) or 1 for name in ("num_sequences", "num_selected"))
+    return max(max(source.num_sequences / pool, source.num_selected / subset) for source in sources)
+
+
+def _settings(config: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
+    """Every setting with its value, whether it is the default, and its sentence."""
+    rows: list[dict[str, Any]] = []
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            rows += _settings(value, f"{prefix}{name}.")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+            changed = field.is_required() or value != field.get_default(call_default_factory=True)
+            rows.append({"name": prefix + name, "value": shown, "changed": changed, "description": field.description or ""})
+    return rows
+
+
+def _provenance(run: Run, round_number: int) -> dict[str, Any]:
+    """Fingerprints of everything the round is made of, and what made it."""
+    places = [run.corpus.documents, run.corpus.sequences, run.corpus.validation, run.warmup]
+    places += [run.round(round_number) / name for name in STAGES]
+    manifests = [manifest for place in places if (manifest := find_manifest(place))]
+    return {"manifests": manifests, "last": manifests[-1]}

@@ -32,6 +32,7 @@ class SelectorInputs:
 
     config: RunConfig
     round_number: int
+    vocab_size: int  # of the corpus's tokenizer
     candidates: "SequenceReader"  # the candidate window
     validation: UPath  # directory of the validation set; only its `guide` part may be read
     warmup: UPath  # warmed-up proxy and target
@@ -93,11 +94,13 @@ def window_identity(config: RunConfig, round_number: int) -> list[int | None]:
 def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
     """Fit the run's selector on the round's candidate window."""
     from bliss_ops.corpus.reading import SequenceReader
+    from bliss_ops.manifest import read_manifest
 
     before = run.round(round_number - 1)
     inputs = SelectorInputs(
         config=run.config,
         round_number=round_number,
+        vocab_size=read_manifest(run.corpus.tokenizer, made_by=f"bliss train-tokenizer {run.corpus.name}").metrics["vocab_size"],
         candidates=SequenceReader([shard_file(run.corpus.sequences, shard) for shard in window(run, round_number)]),
         validation=run.corpus.validation,
         warmup=run.warmup,
@@ -105,3 +108,8 @@ def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], d
         previous=before / "selector" if round_number > 1 else None,
     )
     return load(run.config.method).fit(inputs, directory)
+
+
+def uses_proxy(method: str) -> bool:
+    """Whether the method's fit starts from a warmed-up proxy model."""
+    return "proxy" in load(method).SECTIONS

@@ -27,7 +27,7 @@ def load_scorer(directory: UPath) -> "Scorer":
     seed = json.loads((directory / "seed.json").read_text())
     salt = splitmix64(np.array([seed["seed"] * 1000 + seed["round"]], dtype=np.uint64))
 
-    def score(sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
+    def score(sequence_ids_B: np.ndarray, _input_ids_BT: np.ndarray) -> np.ndarray:
         bits = splitmix64(sequence_ids_B.astype(np.uint64) ^ salt)
         return ((bits >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24)
 

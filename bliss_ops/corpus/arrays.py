@@ -1,0 +1,9 @@
+"""Names of the numpy array types that the corpus hands around."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Int64s = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer[Any]]

@@ -1,0 +1,114 @@
+"""Sequences back from Parquet: a shuffled, seekable stream for training, and shard after shard in order for scoring.
+
+A position in the stream is a step number, so a resumed job continues exactly where it was killed. Memory is bounded: an epoch
+permutes row groups, then shuffles the rows inside blocks of 64 of them (16,384 sequences, 34 MB at T = 1024), and one block is
+held at a time. Sequences further apart than that meet only by the permutation of row groups.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from bliss_ops.corpus.arrays import Int64s, Integers
+
+ROW_GROUPS_PER_BLOCK = 64
+
+
+class SequenceReader:
+    """Random access to the endless shuffled stream over `files` (every sequence once per epoch).
+
+    Raises:
+        ValueError: the files hold no sequence at all.
+    """
+
+    def __init__(self, files: Sequence[UPath]) -> None:
+        self.files = list(files)
+        counts = [_row_counts(file) for file in self.files]
+        self._file_R = np.repeat(np.arange(len(counts)), [len(rows) for rows in counts])  # R: row groups of all files
+        self._group_R = np.concatenate([np.arange(len(rows)) for rows in counts] or [np.zeros(0, np.int64)])
+        self._rows_R = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in counts] or [np.zeros(0, np.int64)])
+        self.num_sequences = int(self._rows_R.sum())
+        if self.num_sequences == 0:
+            where = f"{self.files[0].parent} ({len(self.files)} files)" if self.files else "an empty list of files"
+            raise ValueError(f"no sequence to read in {where}: pack a larger corpus, shorten ingest.sequence_length, or select more")
+        self._epoch: tuple[tuple[int, int], Int64s, Int64s] | None = None  # (seed, epoch), order of row groups, first row of each block
+        self._block: tuple[tuple[int, int, int], Int64s, Integers] | None = None  # (seed, epoch, block), ids, tokens
+
+    def batch(self, step: int, batch_sequences: int, seed: int) -> tuple[Int64s, Int64s]:
+        """Sequences at positions [step * B, (step + 1) * B) of the stream that belongs to `seed`.
+
+        Returns:
+            sequence_ids_B and input_ids_BT, both int64.
+        """
+        position, end = step * batch_sequences, (step + 1) * batch_sequences
+        ids: list[Int64s] = []
+        tokens: list[Integers] = []
+        while position < end:
+            epoch, row = divmod(position, self.num_sequences)
+            _, starts = self._epoch_order(seed, epoch)
+            block = int(np.searchsorted(starts, row, side="right")) - 1
+            ids_block, tokens_block = self._read_block(seed, epoch, block)
+            first = row - int(starts[block])
+            taken = min(end - position, len(ids_block) - first)
+            ids.append(ids_block[first : first + taken])
+            tokens.append(tokens_block[first : first + taken])
+            position += taken
+        return np.concatenate(ids), np.concatenate(tokens).astype(np.int64)
+
+    def _epoch_order(self, seed: int, epoch: int) -> tuple[Int64s, Int64s]:
+        if self._epoch is None or self._epoch[0] != (seed, epoch):
+            order = _permutation(len(self._rows_R), seed, epoch)
+            firsts = np.concatenate([[0], np.cumsum(self._rows_R[order])[:-1]])[::ROW_GROUPS_PER_BLOCK]
+            self._epoch = ((seed, epoch), order, firsts)
+        return self._epoch[1:]
+
+    def _read_block(self, seed: int, epoch: int, block: int) -> tuple[Int64s, Integers]:
+        if self._block is None or self._block[0] != (seed, epoch, block):
+            self._block = None  # frees the old block before the new one is read
+            order, _ = self._epoch_order(seed, epoch)
+            members = np.sort(order[block * ROW_GROUPS_PER_BLOCK : (block + 1) * ROW_GROUPS_PER_BLOCK])
+            parts = []
+            for file in np.unique(self._file_R[members]):
+                groups = self._group_R[members[self._file_R[members] == file]]
+                with self.files[file].open("rb") as stream:
+                    parts.append(columns(pq.ParquetFile(stream).read_row_groups(groups.tolist(), use_threads=False)))
+            ids, tokens = (np.concatenate(column) for column in zip(*parts, strict=True))
+            shuffle = _permutation(len(ids), seed, epoch, block)
+            self._block = ((seed, epoch, block), ids[shuffle], tokens[shuffle])
+        return self._block[1:]
+
+
+def iter_shard(path: UPath, batch_sequences: int) -> Iterator[tuple[Int64s, Int64s]]:
+    """The sequences of one file in their order, as (sequence_ids_B, input_ids_BT) with at most `batch_sequences` rows each."""
+    with path.open("rb") as stream:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=batch_sequences, use_threads=False):
+            ids, tokens = columns(pa.Table.from_batches([batch]))
+            yield ids, tokens.astype(np.int64)
+
+
+def columns(table: pa.Table) -> tuple[Int64s, Integers]:
+    """(sequence_id, input_ids) of a table of sequences as numpy arrays; tokens keep their narrow type."""
+    width = table.schema.field("input_ids").type.list_size
+    ids = table.column("sequence_id").to_numpy()
+    chunks = [cast("pa.FixedSizeListArray[Any]", chunk).flatten().to_numpy() for chunk in table.column("input_ids").chunks]
+    tokens = np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+    return ids, tokens.reshape(-1, width)
+
+
+def _row_counts(file: UPath) -> list[int]:
+    with file.open("rb") as stream:
+        metadata = pq.ParquetFile(stream).metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _permutation(length: int, *key: int) -> Int64s:
+    """A permutation that depends on `key` alone.
+
+    The ranks of a bit generator's raw output: numpy promises that stream for good, unlike that of `Generator.permutation`.
+    """
+    raw = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
+    return np.argsort(raw, kind="stable")

@@ -1,0 +1,144 @@
+"""From scores to a subset: an exact threshold, deterministic ties, and the selected tokens as Parquet.
+
+The k-th best score is found by two counting passes over the upper and lower 16 bits of the float, so memory does not grow with the
+corpus and nothing is sorted. Ties at the threshold go to the smallest sequence ids: shards are read in id order.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from upath import UPath
+
+from bliss_ops import schemas
+from bliss_ops.config import RunConfig
+from bliss_ops.lake import atomic_file, shard_file, write_parquet
+from bliss_ops.manifest import ShardRecord, describe
+
+log = logging.getLogger(__name__)
+
+
+def select(config: RunConfig, scores: UPath, shards: Sequence[int], directory: UPath) -> tuple[list[str], dict[str, Any]]:
+    """Write the ids and scores of the best sequences, one file per shard that has any.
+
+    Raises:
+        ValueError: the token budget is larger than the candidate window, or smaller than one sequence.
+    """
+    ordered = sorted(shards)
+
+    def batches() -> Iterator[np.ndarray]:
+        for shard in ordered:
+            yield _read(scores, shard)["score"].to_numpy()
+
+    num_candidates = sum(len(batch) for batch in batches())
+    keep = num_to_keep(config, num_candidates)
+    threshold, num_above, num_ties = kth_largest(batches, keep)
+    ties_left = keep - num_above
+    files, kept_shards = [], []
+    for shard in ordered:
+        table = _read(scores, shard)
+        score_N = table["score"].to_numpy()
+        chosen = score_N > threshold
+        ties = np.flatnonzero(score_N == threshold)[:ties_left]
+        ties_left -= len(ties)
+        chosen[ties] = True
+        if chosen.any():
+            path = shard_file(directory, shard)
+            write_parquet(path, table.filter(pa.array(chosen)))
+            files.append(path.name)
+            kept_shards.append(shard)
+    length = config.ingest.sequence_length
+    log.info("select: %s of %s sequences, threshold %.6g, %d ties there", f"{keep:,}", f"{num_candidates:,}", threshold, num_ties)
+    return files, {
+        "num_candidates": num_candidates,
+        "num_selected": keep,
+        "num_tokens": keep * length,
+        "threshold": float(threshold),
+        "num_ties_at_threshold": num_ties,
+        "num_ties_kept": keep - num_above,
+        "shards": kept_shards,
+    }
+
+
+def num_to_keep(config: RunConfig, num_candidates: int) -> int:
+    """Sequences to keep: at least one.
+
+    Raises:
+        ValueError: the token budget does not fit the candidates.
+    """
+    fraction, budget, length = config.selection.fraction, config.selection.token_budget, config.ingest.sequence_length
+    if fraction is not None:
+        return max(1, int(fraction * num_candidates + 1e-9))  # 0.29 * 100 is 28.999…
+    assert budget is not None
+    if not length <= budget <= num_candidates * length:
+        raise ValueError(
+            f"selection.token_budget is {budget:,} tokens, but the candidate window has {num_candidates:,} sequences of {length} tokens "
+            f"({num_candidates * length:,}): choose a budget between {length:,} and that"
+        )
+    return budget // length
+
+
+def kth_largest(batches: Callable[[], Iterator[np.ndarray]], k: int) -> tuple[np.float32, int, int]:
+    """The k-th largest of streamed float32 scores, exactly, in constant memory.
+
+    Args:
+        batches: gives the scores anew at every call.
+        k: from 1 (the maximum) to the number of scores.
+
+    Returns:
+        The value, how many scores are above it, and how many equal it.
+    """
+    above, high = _bin_of_kth((np.bincount(_ordered_bits(batch) >> 16, minlength=1 << 16) for batch in batches()), k, 0)
+    lows = (bits[bits >> 16 == high] & 0xFFFF for bits in map(_ordered_bits, batches()))
+    counts = sum((np.bincount(low, minlength=1 << 16) for low in lows), start=np.zeros(1 << 16, np.int64))
+    above, low = _bin_of_kth(iter([counts]), k, above)
+    bits = np.uint32(high << 16 | low)
+    value = np.array([bits & np.uint32(0x7FFFFFFF) if bits >> 31 else ~bits], np.uint32).view(np.float32)[0]
+    return value, above, int(counts[low])
+
+
+def make_worker(sequences: UPath, selection: UPath, directory: UPath) -> Callable[[int], ShardRecord]:
+    """The returned function copies one shard's selected sequences, in id order, row group by row group."""
+
+    def materialize_shard(shard: int) -> ShardRecord:
+        wanted = _read(selection, shard)["sequence_id"]
+        path = shard_file(directory, shard)
+        num_rows = 0
+        with shard_file(sequences, shard).open("rb") as source, atomic_file(path) as target:
+            file = pq.ParquetFile(source)
+            with pq.ParquetWriter(target, file.schema_arrow, compression="zstd") as writer:
+                for batch in file.iter_batches(batch_size=16 * schemas.SEQUENCES_PER_ROW_GROUP):
+                    chosen = batch.filter(pc.is_in(batch["sequence_id"], value_set=wanted.combine_chunks()))
+                    num_rows += len(chosen)
+                    writer.write_batch(chosen, row_group_size=schemas.SEQUENCES_PER_ROW_GROUP)
+        if num_rows != len(wanted):
+            raise ValueError(
+                f"materialize: {len(wanted)} sequences of shard {shard} are selected but {num_rows} are in {sequences}: the corpus has changed"
+            )
+        return ShardRecord(shard=shard, outputs=[describe(directory, path.name, rows=num_rows)], metrics={"num_sequences": num_rows})
+
+    return materialize_shard
+
+
+def _read(directory: UPath, shard: int) -> pa.Table:
+    with shard_file(directory, shard).open("rb") as file:
+        return pq.read_table(file, schema=schemas.SCORES)
+
+
+def _ordered_bits(score_N: np.ndarray) -> np.ndarray:
+    """float32 to uint32 so that the integers sort like the floats."""
+    bits = score_N.view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+
+
+def _bin_of_kth(histograms: Iterator[np.ndarray], k: int, above: int) -> tuple[int, int]:
+    """Counts above and number of the bin that holds the k-th largest, `above` larger values being known already."""
+    counts = sum(histograms, start=np.zeros(1 << 16, np.int64))
+    from_top = above + np.cumsum(counts[::-1])
+    position = int(np.searchsorted(from_top, k))
+    chosen = (1 << 16) - 1 - position
+    return int(from_top[position] - counts[chosen]), chosen

@@ -1,0 +1,173 @@
+"""`bliss sql`: one question to the published score store, answered as a table, CSV, JSON or Parquet.
+
+The snapshot is opened read-only, without access to other files or the network, and only statements that read are run. Rows are
+fetched in batches, so exporting fifty million scores needs no more memory than printing ten.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Literal, get_args
+
+from upath import UPath
+
+from bliss_ops.lake import Lake, atomic_file
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+Format = Literal["table", "csv", "json", "parquet"]
+ROWS_ON_TERMINAL = 100
+BATCH_ROWS = 10_000
+
+
+def run_query(lake: Lake, statement: str, format: Format = "table", output: str | None = None) -> None:  # noqa: A002 - the option's name
+    """Run one reading statement on the snapshot and write its result to the terminal, or to the file `output`.
+
+    Raises:
+        ValueError: no snapshot yet, a statement that does not read, an error in the SQL, or an unknown format.
+    """
+    if format not in get_args(Format):
+        raise ValueError(f"format {format!r} does not exist: use one of {', '.join(get_args(Format))}")
+    with open_snapshot(lake) as con, _errors_of_the_statement():
+        _check_reads(con, statement)
+        if format == "table" and output is None:
+            _print_table(con.execute(statement))
+        elif output is None:
+            _write(con, statement, format, sys.stdout.buffer)
+        else:
+            with atomic_file(UPath(Path(output).absolute())) as temporary, temporary.open("wb") as file:
+                _write(con, statement, "csv" if format == "table" else format, file)
+
+
+@contextmanager
+def open_snapshot(lake: Lake) -> "Iterator[DuckDBPyConnection]":
+    """A read-only connection to the snapshot that can reach nothing else. A snapshot on an object store is copied here first.
+
+    Raises:
+        ValueError: nothing has been published yet.
+    """
+    import duckdb
+
+    snapshot = lake.score_store
+    if not snapshot.exists():
+        raise ValueError(
+            f"there is no score store at {snapshot} yet: `bliss run` makes it (or name another lake with --lake or BLISS_LAKE)"
+        )
+    with TemporaryDirectory(prefix="bliss-sql-") as scratch:
+        local = Path(snapshot.path)
+        if snapshot.protocol not in ("", "file"):
+            local = Path(scratch) / snapshot.name
+            snapshot.fs.get_file(snapshot.path, str(local))
+        # In a database of its own memory, so that two connections of one process need not agree on their settings.
+        con = duckdb.connect(":memory:", config={"temp_directory": scratch, "memory_limit": "2GB"})
+        try:
+            con.execute(f"attach '{str(local).replace(chr(39), chr(39) * 2)}' as store (read_only)")
+            con.execute("use store")
+            con.execute("set enable_external_access = false")
+            con.execute("set lock_configuration = true")
+            yield con
+        finally:
+            con.close()
+
+
+def _check_reads(con: "DuckDBPyConnection", statement: str) -> None:
+    import duckdb
+
+    readers = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # describe, show, summarize are SELECTs to DuckDB
+    statements = con.extract_statements(statement)
+    if len(statements) != 1 or statements[0].type not in readers:
+        raise ValueError("only one statement, and one that reads, can be run: select, with, from, describe, summarize, show, explain")
+
+
+@contextmanager
+def _errors_of_the_statement() -> Iterator[None]:
+    """DuckDB's message without its traceback; a failed cast only shows while rows are fetched."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise ValueError(f"the score store refused this statement: {error}") from error
+
+
+def _print_table(result: "DuckDBPyConnection") -> None:
+    """A table, or one block per row where a table would not fit the terminal; never more than a screenful or so of rows."""
+    from rich import box
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    names = [column[0] for column in result.description or []]
+    is_number = [
+        "INT" in str(column[1]) or str(column[1]).startswith(("FLOAT", "DOUBLE", "DECIMAL")) for column in result.description or []
+    ]
+    rows = result.fetchmany(ROWS_ON_TERMINAL + 1)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    for name, number in zip(names, is_number, strict=True):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows[:ROWS_ON_TERMINAL]:
+        table.add_row(*map(_cell, row))
+    console = Console()
+    width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    if width <= console.width:
+        console.print(table)
+    elif not console.is_terminal:  # a pipe or a log wraps nothing
+        Console(width=width).print(table)
+    else:
+        for row in rows[:ROWS_ON_TERMINAL]:
+            block = Table.grid(padding=(0, 2))
+            for name, value in zip(names, row, strict=True):
+                block.add_row(f"[bold]{name}", _cell(value))
+            console.print(block, "")
+    if len(rows) > ROWS_ON_TERMINAL:
+        console.print(f"The first {ROWS_ON_TERMINAL} rows; --format csv|json|parquet writes all of them.")
+
+
+def _write(con: "DuckDBPyConnection", statement: str, format_name: str, file: IO[bytes]) -> None:
+    """All rows to `file`; JSON is one array, a row per line."""
+    if format_name == "parquet":
+        import pyarrow.parquet as pq
+
+        # A relation streams its batches; `execute` would hold the whole result (600 MB against 120 for 40 million rows).
+        reader = con.sql(statement).to_arrow_reader(BATCH_ROWS)
+        assert reader is not None  # a reading statement has a result
+        with pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+        return
+    result = con.execute(statement)
+    names = [column[0] for column in result.description or []]
+    text = _Text(file)
+    if format_name == "csv":
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(names)
+        while rows := result.fetchmany(BATCH_ROWS):
+            lines.writerows(rows)
+        return
+    separator = "[\n"
+    while rows := result.fetchmany(BATCH_ROWS):
+        for row in rows:
+            text.write(separator + json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, default=str))
+            separator = ",\n"
+    text.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+class _Text:
+    """UTF-8 onto a binary file that stays open (standard output is not ours to close)."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        return self.file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else escape(str(value))

@@ -1,0 +1,152 @@
+"""The few calls of Airflow's REST API that `bliss run --airflow` makes, with the standard library."""
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TIMEOUT_SECONDS = 60
+UNAUTHORIZED, CONFLICT = 401, 409
+FINISHED = frozenset({"success", "failed"})
+
+
+class AirflowError(RuntimeError):
+    """Airflow refused a request; `status` is its HTTP status."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class TaskInstance:
+    """One task of one DAG run as the API reports it."""
+
+    task_id: str
+    map_index: int
+    label: str
+    state: str  # "none" before it is scheduled
+    try_number: int
+    duration: float | None
+    started_at: str | None
+
+
+class AirflowApi:
+    """A logged-in session."""
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        self.url = url
+        self._login = {"username": user, "password": password}
+        self._token = ""
+
+    def health(self) -> dict[str, str]:
+        """Each part's own word about itself; "healthy" is good."""
+        parts = self._send("GET", "/api/v2/monitor/health", None, token=False)
+        return {name: str(part.get("status")) for name, part in parts.items()}
+
+    def dag_ids(self) -> set[str]:
+        return {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags?limit=100")["dags"]}
+
+    def import_errors(self) -> list[str]:
+        """Tracebacks of DAG files that could not be read."""
+        return [error["stack_trace"] for error in self._call("GET", "/api/v2/importErrors")["import_errors"]]
+
+    def unpause(self, dag_id: str) -> None:
+        self._call("PATCH", f"/api/v2/dags/{_quote(dag_id)}?update_mask=is_paused", {"is_paused": False})
+
+    def make_pool(self, name: str, slots: int, description: str) -> None:
+        """Create a pool; one of that name is left as it is."""
+        try:
+            self._call("POST", "/api/v2/pools", {"name": name, "slots": slots, "description": description, "include_deferred": True})
+        except AirflowError as error:
+            if error.status != CONFLICT:
+                raise
+
+    def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> str:
+        """Trigger a DAG run; where `run_id` is taken, its id becomes `run_id.2`, `.3`, ... Returns the id.
+
+        Raises:
+            AirflowError: the form's values are refused; the message names the field.
+        """
+        name = run_id
+        for number in range(2, 1000):
+            try:
+                self._call("POST", f"/api/v2/dags/{_quote(dag_id)}/dagRuns", {"dag_run_id": name, "logical_date": None, "conf": dict(conf)})
+                return name
+            except AirflowError as error:
+                if error.status != CONFLICT:
+                    raise
+            name = f"{run_id}.{number}"
+        raise AirflowError(CONFLICT, f"{dag_id}: there are a thousand DAG runs named {run_id}")
+
+    def dag_run_state(self, dag_id: str, run_id: str) -> str:
+        return str(self._call("GET", _run_path(dag_id, run_id))["state"])
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
+        """Tasks of a DAG run, mapped ones one by one."""
+        found = self._call("GET", f"{_run_path(dag_id, run_id)}/taskInstances?limit=1000")["task_instances"]
+        return [
+            TaskInstance(
+                task_id=item["task_id"],
+                map_index=item["map_index"],
+                label=item["task_id"] + (f" [{item.get('rendered_map_index') or item['map_index']}]" if item["map_index"] >= 0 else ""),
+                state=item["state"] or "none",
+                try_number=item["try_number"],
+                duration=item["duration"],
+                started_at=item["start_date"],
+            )
+            for item in found
+        ]
+
+    def task_log(self, dag_id: str, run_id: str, task: TaskInstance) -> list[str]:
+        """The lines of a task's current try, without Airflow's own."""
+        query = urllib.parse.urlencode({"map_index": task.map_index, "full_content": "true"})
+        path = f"{_run_path(dag_id, run_id)}/taskInstances/{_quote(task.task_id)}/logs/{max(task.try_number, 1)}?{query}"
+        content = self._call("GET", path)["content"]
+        events = [item["event"] if isinstance(item, dict) else str(item) for item in content]
+        return [line for event in events for line in event.splitlines() if line.strip() and not line.startswith("::")]
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        if not self._token:
+            self._token = self._send("POST", "/auth/token", self._login, token=False)["access_token"]
+        try:
+            return self._send(method, path, body)
+        except AirflowError as error:
+            if error.status != UNAUTHORIZED:
+                raise
+        self._token = ""  # it has expired: log in again, once
+        return self._call(method, path, body)
+
+    def _send(self, method: str, path: str, body: Any, *, token: bool = True) -> Any:
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data=data, headers=headers, method=method)  # noqa: S310 - our own http:// address
+        try:
+            with _OPENER.open(request, timeout=TIMEOUT_SECONDS) as response:
+                return json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise AirflowError(error.code, f"Airflow: {method} {path}: HTTP {error.code}: {_detail(error.read())}") from None
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy could not reach our loopback address
+
+
+def _run_path(dag_id: str, run_id: str) -> str:
+    return f"/api/v2/dags/{_quote(dag_id)}/dagRuns/{_quote(run_id)}"
+
+
+def _quote(text: str) -> str:
+    return urllib.parse.quote(text, safe="")
+
+
+def _detail(body: bytes) -> str:
+    try:
+        detail = json.loads(body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace")[:500]
+    return detail if isinstance(detail, str) else json.dumps(detail)

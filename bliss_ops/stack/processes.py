@@ -1,0 +1,145 @@
+"""Start server processes so that exactly they, and all their children, can be ended later by another process.
+
+Each server leads a session of its own, recorded as pid + creation time. Its descendants are found by session, by parentage and by a
+marker in their environment (Ray puts every job's command in a new session, so a process group alone would miss them).
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
+
+log = logging.getLogger(__name__)
+
+MARKER = "BLISS_STACK_ID"
+GRACE_SECONDS = 10.0  # Ray's head ends its children in about 3 s, Airflow's scheduler in 5
+
+
+@dataclass(frozen=True)
+class Service:
+    """A started server: the leader of its own session."""
+
+    name: str
+    pid: int
+    created_at: float  # tells it from a later process with the same pid
+
+
+def start(name: str, command: Sequence[str], *, env: Mapping[str, str], log_file: Path, cwd: Path) -> Service:
+    """Start `command` in a session of its own; its output goes to `log_file`."""
+    import psutil
+
+    with log_file.open("ab") as output:
+        process = subprocess.Popen(
+            list(command), env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return Service(name, process.pid, psutil.Process(process.pid).create_time())
+
+
+def is_running(service: Service) -> bool:
+    """Whether the recorded process itself is alive (not another one with its pid, not a zombie)."""
+    import psutil
+
+    try:
+        process = psutil.Process(service.pid)
+        return process.create_time() == service.created_at and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def living(services: Sequence[Service], marker: str) -> "list[psutil.Process]":
+    """Every living process that belongs to these services, the services themselves included."""
+    import psutil
+
+    sessions = {service.pid: service for service in services if not _pid_was_reused(service)}
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        if process.pid != os.getpid() and _belongs(process, sessions, marker):
+            found[process.pid] = process
+            found |= {child.pid: child for child in _children(process)}
+    found.pop(os.getpid(), None)
+    return [process for process in found.values() if _is_alive(process)]
+
+
+def end(services: Sequence[Service], marker: str) -> int:
+    """End all of them: politely first, then by SIGKILL. Returns how many processes had to be killed.
+
+    Raises:
+        RuntimeError: a process survives SIGKILL (it hangs in the kernel).
+    """
+    _signal(_leaders(services), signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (left := living(services, marker)) and time.monotonic() < deadline:
+        if not any(is_running(service) for service in services):
+            _signal(left, signal.SIGTERM)  # their leaders are gone: nobody else will tell them
+        time.sleep(0.2)
+    num_killed = len(left)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while left := living(services, marker):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes {sorted(process.pid for process in left)} do not end, not even by SIGKILL")
+        _signal(left, signal.SIGKILL)
+        time.sleep(0.1)
+    return num_killed
+
+
+def _leaders(services: Sequence[Service]) -> "list[psutil.Process]":
+    import psutil
+
+    return [psutil.Process(service.pid) for service in services if is_running(service)]
+
+
+def _signal(processes: "Iterable[psutil.Process]", number: signal.Signals) -> None:
+    import psutil
+
+    for process in processes:
+        try:
+            process.send_signal(number)  # psutil checks the creation time again
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _belongs(process: "psutil.Process", sessions: Mapping[int, Service], marker: str) -> bool:
+    import psutil
+
+    try:
+        service = sessions.get(os.getsid(process.pid))
+        if service is not None and process.create_time() >= service.created_at:
+            return True
+        return process.environ().get(MARKER) == marker
+    except (psutil.Error, OSError):  # gone meanwhile, or another user's
+        return False
+
+
+def _children(process: "psutil.Process") -> "list[psutil.Process]":
+    import psutil
+
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_alive(process: "psutil.Process") -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _pid_was_reused(service: Service) -> bool:
+    import psutil
+
+    try:
+        return bool(psutil.Process(service.pid).create_time() != service.created_at)
+    except psutil.NoSuchProcess:
+        return False

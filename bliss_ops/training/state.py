@@ -1,0 +1,74 @@
+"""The state of one model in training: weights, AdamW moments, step; written as safetensors, restored exactly."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class TrainState:
+    """A model with its optimizer and the number of optimizer steps done."""
+
+    model: nn.Module
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Everything needed to go on exactly, by name."""
+        named = {f"{prefix}model.{name}": parameter.detach() for name, parameter in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                named[f"{prefix}{moment}.{name}"] = value
+        named[f"{prefix}num_steps"] = torch.tensor(self.step)
+        return named
+
+    def restore(self, tensors: dict[str, torch.Tensor], prefix: str = "") -> None:
+        """Take over what `tensors` wrote.
+
+        Raises:
+            ValueError: it belongs to a model of another shape.
+        """
+        weights = {name.removeprefix(f"{prefix}model."): value for name, value in tensors.items() if name.startswith(f"{prefix}model.")}
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint belongs to a model of another shape: {error}") from error
+        for name, parameter in self.model.named_parameters():
+            moments: dict[str, Any] = {moment: tensors.get(f"{prefix}{moment}.{name}") for moment in MOMENTS}
+            if all(value is not None for value in moments.values()):
+                device = {"exp_avg": parameter.device, "exp_avg_sq": parameter.device, "step": torch.device("cpu")}
+                self.optimizer.state[parameter] = {moment: value.to(device[moment]).clone() for moment, value in moments.items()}
+        self.step = int(tensors[f"{prefix}num_steps"])
+
+    def second_moments(self) -> list[torch.Tensor] | None:
+        """Bias-corrected second moments of the gradient, one per parameter; None before the first step."""
+        state, beta = self.optimizer.state, self.optimizer.param_groups[0]["betas"][1]
+        moments = [state[parameter] for parameter in self.model.parameters() if parameter in state]
+        if not moments:
+            return None
+        return [moment["exp_avg_sq"] / (1 - beta ** float(moment["step"])) for moment in moments]
+
+
+def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with betas 0.9/0.95; only matrices decay."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), eps=1e-8)
+
+
+def step_with(
+    optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], gradient: list[torch.Tensor], learning_rate: float | None = None
+) -> None:
+    """One optimizer step with a gradient computed elsewhere."""
+    for parameter, value in zip(parameters, gradient, strict=True):
+        parameter.grad = value
+    if learning_rate is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

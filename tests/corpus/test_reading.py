@@ -1,0 +1,100 @@
+"""The training stream: every sequence once per epoch, the same wherever a job begins, in bounded memory; and shards in order."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from upath import UPath
+
+from bliss_ops import schemas
+from bliss_ops.corpus import reading
+from bliss_ops.corpus.reading import SequenceReader, iter_shard
+from bliss_ops.lake import write_parquet
+
+T = 4
+
+
+def write_shard(directory, shard, count, group):
+    schema = schemas.sequences(T, 512)
+    ids = np.arange(count) + shard * 10_000_000
+    tokens = (np.arange(count * T) + shard).astype(np.uint16) % 512
+    values = pa.FixedSizeListArray.from_arrays(pa.array(tokens), type=schema.field("input_ids").type)
+    path = UPath(directory) / f"shard-{shard:05d}.parquet"
+    write_parquet(path, pa.Table.from_arrays([pa.array(ids), values], schema=schema), row_group_size=group)
+    return path
+
+
+def tokens_of(ids):
+    shard, row = ids // 10_000_000, ids % 10_000_000
+    return ((row[:, None] * T + np.arange(T)) + shard[:, None]) % 512
+
+
+shapes = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=4).filter(lambda s: sum(count for count, _ in s))
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=shapes, batch=st.integers(1, 17), seed=st.integers(0, 3), block=st.integers(1, 4))
+def test_every_sequence_once_per_epoch_with_its_own_tokens(tmp_path_factory, shape, batch, seed, block):
+    directory = tmp_path_factory.mktemp("shards")
+    files = [write_shard(directory, shard, count, group) for shard, (count, group) in enumerate(shape)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "ROW_GROUPS_PER_BLOCK", block)
+        reader = SequenceReader(files)
+        total = sum(count for count, _ in shape)
+        assert reader.num_sequences == total
+        steps = -(-3 * total // batch)
+        batches = [reader.batch(step, batch, seed) for step in range(steps)]
+        ids = np.concatenate([ids for ids, _ in batches])
+        everything = sorted(shard * 10_000_000 + row for shard, (count, _) in enumerate(shape) for row in range(count))
+        for epoch in range(3):
+            assert sorted(ids[epoch * total : (epoch + 1) * total].tolist()) == everything
+        assert np.array_equal(np.concatenate([tokens for _, tokens in batches]), tokens_of(ids))
+        fresh = SequenceReader(files)  # a resumed job begins anywhere
+        for step in (steps - 1, 0, steps // 2):
+            assert np.array_equal(fresh.batch(step, batch, seed)[0], batches[step][0])
+
+
+def test_order_depends_on_seed_and_epoch(tmp_path):
+    reader = SequenceReader([write_shard(tmp_path, shard, 64, 8) for shard in range(2)])
+    first, second = (reader.batch(step, 128, seed=0)[0].tolist() for step in (0, 1))
+    assert first != second
+    assert first != reader.batch(0, 128, seed=1)[0].tolist()
+    assert first == reader.batch(0, 128, seed=0)[0].tolist()
+    shards = [id_ // 10_000_000 for id_ in first]
+    assert 20 < sum(shards[:64]) < 44  # well mixed
+
+
+def test_batches_are_int64_of_the_asked_size(tmp_path):
+    reader = SequenceReader([write_shard(tmp_path, 0, 5, 2)])
+    ids, tokens = reader.batch(7, 12, seed=3)  # larger than the corpus: the stream goes on
+    assert (ids.dtype, tokens.dtype, ids.shape, tokens.shape) == (np.int64, np.int64, (12,), (12, T))
+
+
+def test_only_one_block_is_read_per_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "ROW_GROUPS_PER_BLOCK", 2)
+    reader = SequenceReader([write_shard(tmp_path, 0, 80, 4)])
+    read = []
+    original = reading.columns
+    monkeypatch.setattr(reading, "columns", lambda table: read.append(table.num_rows) or original(table))
+    reader.batch(0, 8, seed=0)
+    reader.batch(4, 2, seed=0)
+    reader.batch(4, 2, seed=0)
+    assert read == [8, 8]
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(ValueError, match="no sequence to read in .*1 files"):
+        SequenceReader([write_shard(tmp_path, 0, 0, 1)])
+    with pytest.raises(ValueError, match="an empty list of files"):
+        SequenceReader([])
+
+
+def test_iter_shard_keeps_the_order(tmp_path):
+    path = write_shard(tmp_path, 3, 50, 16)
+    batches = list(iter_shard(path, 7))
+    assert all(1 <= len(ids) <= 7 for ids, _ in batches)
+    ids = np.concatenate([ids for ids, _ in batches])
+    assert ids.tolist() == list(range(30_000_000, 30_000_050))
+    assert np.array_equal(np.concatenate([tokens for _, tokens in batches]), tokens_of(ids))
+    assert list(iter_shard(write_shard(tmp_path, 4, 0, 1), 7)) == []

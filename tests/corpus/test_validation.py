@@ -1,0 +1,96 @@
+"""The validation set: windows of single documents, labels, and two parts that never share a document."""
+
+import numpy as np
+import pytest
+
+from bliss_ops import pipeline, schemas
+from bliss_ops.corpus import tokenizer, validation
+from tests.corpus.corpora import configure, contents, rows, table, text_of, write_gz
+
+T = 16
+
+
+def prepared(tmp_path, lines, name="v.jsonl.gz", **values):
+    write_gz(tmp_path / "in" / "a.json.gz", rows(60))
+    write_gz(tmp_path / "valid" / name, lines)
+    settings = {"name": "valid", "source": str(tmp_path / "valid" / name)} | values
+    corpus = configure(tmp_path / "lake", source=str(tmp_path / "in"), sequence_length=T, validation=settings)
+    for stage in pipeline.CORPUS_STAGES[:3]:
+        stage.do(corpus)
+    return corpus, pipeline.prepare_validation(corpus)
+
+
+def documents_of(input_ids_NT, labels_NT, eot_id):
+    """The token lists of the documents a part was made from."""
+    tokens = input_ids_NT[labels_NT != validation.IGNORED].tolist()
+    found, start = [], 0
+    for position, token in enumerate(tokens):
+        if token == eot_id:
+            found.append(tokens[start : position + 1])
+            start = position + 1
+    return found
+
+
+def test_documents_are_split_in_order_and_come_back_whole(tmp_path):
+    lines = [{"text": text_of(n, sentences=1 + n % 5)} for n in range(10)]
+    corpus, manifest = prepared(tmp_path, lines, holdout_fraction=0.3)
+    ours = tokenizer.load(corpus.tokenizer)
+    expected = [[*ids.tolist(), ours.eot_id] for ids in ours.encode_batch([line["text"] for line in lines])]
+    for part, texts in (("guide", expected[:7]), ("holdout", expected[7:])):
+        input_ids, labels = validation.read(corpus.validation, part)
+        assert table(corpus.validation, f"{part}.parquet").schema.equals(schemas.validation(T))
+        assert input_ids.dtype == labels.dtype == np.int64
+        assert input_ids.shape == labels.shape == (manifest.metrics[f"num_{part}_rows"], T)
+        counted = labels != validation.IGNORED
+        assert np.array_equal(input_ids[counted], labels[counted])
+        assert (input_ids[~counted] == ours.eot_id).all()
+        assert counted.sum() == manifest.metrics[f"num_{part}_tokens"]
+        assert not (~counted[:, :-1] & counted[:, 1:]).any()  # padding only at the end of a row
+        whole = [text for text in texts if len(text) % T != 1]
+        found = documents_of(input_ids, labels, ours.eot_id)
+        assert [text for text in whole if text not in found] == []
+
+
+def test_a_window_of_one_token_is_left_out(tmp_path):
+    corpus, _ = prepared(tmp_path, [{"text": text_of(0)}, {"text": text_of(1)}])
+    ours = tokenizer.load(corpus.tokenizer)
+    words = ours.decode(ours.encode_batch([text_of(2)])[0][:T])
+    exact = next(words[:cut] for cut in range(len(words), 0, -1) if len(ours.encode_batch([words[:cut]])[0]) == T)
+    input_ids, labels = validation.windows(ours, [exact], T)
+    assert input_ids.shape == (1, T)
+    assert (labels != validation.IGNORED).all()
+
+
+def test_equal_input_gives_equal_bytes(tmp_path):
+    lines = [{"text": text_of(n)} for n in range(6)]
+    assert contents(prepared(tmp_path / "one", lines)[0].validation) == contents(prepared(tmp_path / "two", lines)[0].validation)
+
+
+def test_bad_lines_are_counted(tmp_path, caplog):
+    _, manifest = prepared(tmp_path, [{"text": text_of(1)}, b"not JSON", {"text": text_of(2)}])
+    assert manifest.metrics["num_rejects"] == 1
+    assert "1 not JSON" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "0 usable documents"),
+        ([{"text": "only one"}], "1 usable documents.*at least two"),
+        ([{"other": "x"}, {"text": ""}], r"0 usable documents \(rejected: 1 empty text, 1 no text key\)"),
+    ],
+)
+def test_a_set_too_small_to_split_is_an_error(tmp_path, lines, message):
+    with pytest.raises(ValueError, match=message):
+        prepared(tmp_path, lines)
+
+
+@pytest.mark.parametrize("source", [None, ""])
+def test_no_validation_set(tmp_path, source):
+    with pytest.raises(ValueError, match="no validation set: set ingest.validation.source"):
+        prepared(tmp_path, [{"text": "x"}], source=source)
+
+
+def test_missing_validation_file(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.jsonl does not exist"):
+        prepared(tmp_path, [{"text": "x"}], source=str(tmp_path / "gone.jsonl"))
