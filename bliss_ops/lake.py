@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from bliss_ops.config import IngestConfig, RunConfig, check_name, parse
+from bliss_ops.config import IngestConfig, RunConfig, SettingsT, check_name, parse
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -193,7 +193,7 @@ def write_parquet(path: UPath, table: "pa.Table", *, row_group_size: int | None 
         pq.write_table(table, file, row_group_size=row_group_size, compression="zstd")
 
 
-def _read_config(model: type[Any], path: UPath, missing: str) -> Any:
+def _read_config(model: type[SettingsT], path: UPath, missing: str) -> SettingsT:
     try:
         text = path.read_bytes()
     except FileNotFoundError:

@@ -189,15 +189,17 @@ def evaluate(run: Run, round_number: int) -> Manifest:
 
 
 def report(run: Run, round_number: int) -> Manifest:
-    """One self-contained HTML file about the run so far, beside the runs it is compared with."""
+    """One self-contained HTML file about every round finished so far, beside the runs it is compared with."""
     from bliss_ops import report, store
 
     store.sync(run)
-    evaluations = [run.round(number) / "evaluation" for number in range(1, round_number + 1)]
-    others = [run.lake.run(name).round(number) / "evaluation" for name in run.config.compare_with for number in range(1, round_number + 1)]
-    inputs = [manifest for path in (*evaluations, *others) if (manifest := find_manifest(path))]
-    artifact = Artifact(run.lake, run.report, stage="report", identity={"round": round_number}, inputs=inputs, replaceable=True)
-    return artifact.produce(partial(report.write, run, round_number))
+    read_manifest(run.round(round_number) / "evaluation", made_by=f"bliss evaluate {run.name} --round {round_number}")
+    finished = [number for number in range(1, run.config.num_rounds + 1) if find_manifest(run.round(number) / "evaluation")]
+    runs = [run, *(run.lake.run(name) for name in run.config.compare_with)]
+    evaluations = [find_manifest(each.round(number) / "evaluation") for each in runs for number in finished]
+    inputs = [manifest for manifest in evaluations if manifest]
+    artifact = Artifact(run.lake, run.report, stage="report", identity={}, inputs=inputs, replaceable=True)
+    return artifact.produce(partial(report.write, run, max(finished)))
 
 
 # ---- the list that the command line and the DAGs are made from -------------------------------------------------------

@@ -1,52 +1,49 @@
 """Arrow schemas of every Parquet contract (the tables of the score store are in `store.py`)."""
 
+from typing import Any
+
 import pyarrow as pa
 
 SEQUENCES_PER_ROW_GROUP = 256  # 512 KB of T = 1024 tokens: small enough to shuffle by row group, large enough to read fast
 
-DOCUMENTS = pa.schema(
-    [
-        pa.field("document_id", pa.int64(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),  # label of the shard the document came from
-        pa.field("url", pa.string()),
-        pa.field("domain", pa.string()),
-        pa.field("timestamp", pa.string()),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("num_bytes", pa.int64(), nullable=False),  # UTF-8 bytes of text
-    ]
+
+def _schema(*fields: "pa.Field[Any]") -> pa.Schema:
+    return pa.schema(fields)
+
+
+DOCUMENTS = _schema(
+    pa.field("document_id", pa.int64(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),  # label of the shard the document came from
+    pa.field("url", pa.string()),
+    pa.field("domain", pa.string()),
+    pa.field("timestamp", pa.string()),
+    pa.field("text", pa.string(), nullable=False),
+    pa.field("num_bytes", pa.int64(), nullable=False),  # UTF-8 bytes of text
 )
 
-REJECTS = pa.schema(
-    [
-        pa.field("line_number", pa.int64(), nullable=False),  # 1-based; row number for Parquet sources
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("raw", pa.string(), nullable=False),  # the first 1,000 characters of the line
-    ]
+REJECTS = _schema(
+    pa.field("line_number", pa.int64(), nullable=False),  # 1-based; row number for Parquet sources
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("raw", pa.string(), nullable=False),  # the first 1,000 characters of the line
 )
 
-SPANS = pa.schema(
-    [
-        pa.field("sequence_id", pa.int64(), nullable=False),
-        pa.field("document_id", pa.int64(), nullable=False),
-        pa.field("num_tokens", pa.int32(), nullable=False),  # tokens of this document in this sequence, end-of-text included
-    ]
+SPANS = _schema(
+    pa.field("sequence_id", pa.int64(), nullable=False),
+    pa.field("document_id", pa.int64(), nullable=False),
+    pa.field("num_tokens", pa.int32(), nullable=False),  # tokens of this document in this sequence, end-of-text included
 )
 
-SCORES = pa.schema(
-    [
-        pa.field("sequence_id", pa.int64(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),  # higher is better
-    ]
+SCORES = _schema(
+    pa.field("sequence_id", pa.int64(), nullable=False),
+    pa.field("score", pa.float32(), nullable=False),  # higher is better
 )
 
-EVALUATION = pa.schema(
-    [
-        pa.field("task", pa.string(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
-        pa.field("standard_error", pa.float64()),
-        pa.field("num_examples", pa.int64(), nullable=False),
-    ]
+EVALUATION = _schema(
+    pa.field("task", pa.string(), nullable=False),
+    pa.field("metric", pa.string(), nullable=False),
+    pa.field("value", pa.float64(), nullable=False),
+    pa.field("standard_error", pa.float64()),
+    pa.field("num_examples", pa.int64(), nullable=False),
 )
 
 
@@ -57,15 +54,13 @@ def token_type(vocab_size: int) -> pa.DataType:
 
 def sequences(sequence_length: int, vocab_size: int) -> pa.Schema:
     """`sequence_id, input_ids`: input_ids is a fixed-size list of T tokens. Also the schema of subsets."""
-    return pa.schema(
-        [
-            pa.field("sequence_id", pa.int64(), nullable=False),
-            pa.field("input_ids", pa.list_(pa.field("element", token_type(vocab_size), nullable=False), sequence_length), nullable=False),
-        ]
+    return _schema(
+        pa.field("sequence_id", pa.int64(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.field("element", token_type(vocab_size), nullable=False), sequence_length), nullable=False),
     )
 
 
 def validation(sequence_length: int) -> pa.Schema:
     """`input_ids, labels`: both T int32; labels are -100 where a position does not count (padding)."""
     tokens = pa.list_(pa.field("element", pa.int32(), nullable=False), sequence_length)
-    return pa.schema([pa.field("input_ids", tokens, nullable=False), pa.field("labels", tokens, nullable=False)])
+    return _schema(pa.field("input_ids", tokens, nullable=False), pa.field("labels", tokens, nullable=False))

@@ -39,7 +39,8 @@ def make_worker(config: RunConfig, sequences: UPath, selector: UPath, directory:
         if not np.isfinite(score_N).all():
             bad = sequence_ids_N[~np.isfinite(score_N)]
             raise ValueError(
-                f"score of shard {shard}: {len(bad)} scores are not finite, the first is sequence {bad[0]}: fit the selector again with a lower learning rate"
+                f"score of shard {shard}: {len(bad)} scores are not finite, the first is of sequence {bad[0]}: "
+                "fit the selector again with a lower learning rate"
             )
         path = shard_file(directory, shard)
         write_parquet(path, pa.table({"sequence_id": sequence_ids_N, "score": score_N}, schema=schemas.SCORES))

@@ -117,7 +117,8 @@ def make_worker(sequences: UPath, selection: UPath, directory: UPath) -> Callabl
                     writer.write_batch(chosen, row_group_size=schemas.SEQUENCES_PER_ROW_GROUP)
         if num_rows != len(wanted):
             raise ValueError(
-                f"materialize: {len(wanted)} sequences of shard {shard} are selected but {num_rows} are in {sequences}: the corpus has changed"
+                f"materialize: {len(wanted)} sequences of shard {shard} are selected but {num_rows} are in {sequences}: "
+                "the corpus changed; delete the selection and run `bliss select` again"
             )
         return ShardRecord(shard=shard, outputs=[describe(directory, path.name, rows=num_rows)], metrics={"num_sequences": num_rows})
 

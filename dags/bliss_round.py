@@ -23,4 +23,4 @@ with DAG(
     **DAG_ARGS,
 ):
     configure = configure_task("configure")
-    chain(configure, *round_tasks(configure), next_round_task(configure))
+    chain(configure, *round_tasks(configure), next_round_task())

@@ -45,8 +45,8 @@ def round_tasks(configure: ConfigureOperator) -> list[Any]:
     return [_stage_task(stage, configure, round_number="{{ params.round }}") for stage in ROUND_STAGES]
 
 
-def next_round_task(configure: ConfigureOperator) -> NextRoundOperator:
-    return NextRoundOperator(task_id="next_round", run_name=configure.output["name"], num_rounds=configure.output["num_rounds"])
+def next_round_task() -> NextRoundOperator:
+    return NextRoundOperator(task_id="next_round", run_name=_from_configure("name"), num_rounds=_from_configure("num_rounds"))
 
 
 def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> Any:
@@ -55,10 +55,15 @@ def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> An
     kwargs |= {
         "task_id": stage.name,
         "subcommand": stage.command,
-        "subject": configure.output["name"],
+        "subject": _from_configure("name"),
         "doc_md": stage.function.__doc__,
         "trains": stage.trains,
     }
     if stage.name not in MAPPED:
         return BlissStageOperator(**kwargs)
     return BlissStageOperator.partial(map_index_template="{{ task.group }}", **kwargs).expand(group=configure.output)
+
+
+def _from_configure(key: str) -> str:
+    """A template, not an XComArg: that would draw an edge from `configure` to every task."""
+    return f"{{{{ ti.xcom_pull(task_ids='configure', key='{key}') }}}}"

@@ -5,6 +5,8 @@
 Legend of shapes: B sequences of the global batch, T tokens, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -45,7 +47,7 @@ def effective_sample_size(weight_B: torch.Tensor) -> float:
 def regulariser(
     proxy_logits_BTV: torch.Tensor,
     reference_logits_BTV: torch.Tensor | None,
-    parameters: list[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
     config: BilevelConfig,
 ) -> torch.Tensor:
     """gamma * mean_i KL_i + lambda * |theta_p|^2; KL_i is the mean over the tokens of sequence i."""

@@ -10,6 +10,7 @@
 Legend of shapes: B sequences of the global batch, T tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +107,7 @@ def outer_step(
 
 
 def inner_losses(
-    state: BilevelState, batch_BT: torch.Tensor, parameters: list[torch.Tensor], config: BilevelConfig
+    state: BilevelState, batch_BT: torch.Tensor, parameters: Sequence[torch.Tensor], config: BilevelConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-sequence losses L_B of the proxy and the regulariser R, with the proxy's graph."""
     with autocast(batch_BT.device):
@@ -120,7 +121,7 @@ def inner_losses(
 
 
 def validation_gradient(
-    proxy: torch.nn.Module, validation_batch: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.Tensor]
+    proxy: torch.nn.Module, validation_batch: tuple[torch.Tensor, torch.Tensor], parameters: Sequence[torch.Tensor]
 ) -> tuple[float, list[torch.Tensor]]:
     """f, the mean loss over the counted tokens of the batch, and its gradient."""
     input_ids_BT, labels_BT = validation_batch
@@ -135,11 +136,11 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
     """Rank correlation; 0 when either side is constant."""
     if np.ptp(x_N) == 0 or np.ptp(y_N) == 0:
         return 0.0
-    rank = [np.argsort(np.argsort(values)).astype(np.float64) for values in (x_N, y_N)]
-    return float(np.corrcoef(*rank)[0, 1])
+    x_rank_N, y_rank_N = (np.argsort(np.argsort(values)).astype(np.float64) for values in (x_N, y_N))
+    return float(np.corrcoef(x_rank_N, y_rank_N)[0, 1])
 
 
-def _inner_step(state: BilevelState, batch_BT: torch.Tensor, parameters: list[torch.Tensor], config: BilevelConfig) -> None:
+def _inner_step(state: BilevelState, batch_BT: torch.Tensor, parameters: Sequence[torch.Tensor], config: BilevelConfig) -> None:
     with torch.no_grad(), autocast(batch_BT.device):
         weight_B = sample_weights(state.score.model(batch_BT), config)
     loss_B, penalty = inner_losses(state, batch_BT, parameters, config)

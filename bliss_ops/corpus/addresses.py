@@ -19,8 +19,6 @@ ALLOWED = "a local path or glob, s3://bucket/key, https://host/path, http://host
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://|/|$)|([a-z0-9+-]+)::")
 _READABLE = re.compile(r"(s3|https|http)://[^/].*|(hf)://(datasets/|spaces/)?[^/]+/[^/]+/.+", re.DOTALL)
-# s3fs retries connection errors five times by itself; with botocore's own retries on top an unreachable endpoint took minutes.
-_S3_OPTIONS = {"config_kwargs": {"connect_timeout": 4, "read_timeout": 60, "retries": {"max_attempts": 0}}}
 _HINTS = {
     "": "check the path",
     "s3": "check bucket, key, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a public bucket: FSSPEC_S3_ANON=true)",
@@ -62,8 +60,20 @@ def resolve(uri: str | UPath) -> Address:
         plain = " (give a local file by its plain path)" if scheme.lower() == "file" else ""
         raise ValueError(f"{uri!r} is not an address that can be read{plain}: use {ALLOWED}")
     with readable(uri, scheme):
-        fs = fsspec.filesystem(scheme, **(_S3_OPTIONS if scheme == "s3" else {}))
+        fs = fsspec.filesystem(scheme, **_options(scheme))
     return Address(uri, scheme, fs, uri if scheme in ("http", "https") else uri.removeprefix(f"{scheme}://"))
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    if scheme == "s3":
+        # s3fs retries connection errors by itself; with botocore's retries on top an unreachable endpoint took minutes.
+        return {"config_kwargs": {"connect_timeout": 4, "read_timeout": 60, "retries": {"max_attempts": 0}}}
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        # The default ends every request after five minutes, also one that is still streaming a large shard.
+        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)}}
+    return {}
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distributions
-from pathlib import Path
 
 _OWN_PACKAGE = "bliss-ops"
 _MAX_FILE_BYTES = 1_000_000  # larger files are generated
@@ -66,4 +65,4 @@ def _files(distribution: Distribution, name: str, root: str) -> Iterator[Package
     for row in csv.reader((distribution.read_text("RECORD") or "").splitlines()):
         path, size = row[0], row[2] if len(row) > 2 else ""
         if not path.startswith(("/", "..")) and size.isdigit() and 0 < int(size) <= _MAX_FILE_BYTES:
-            yield PackageFile(name, path, str(Path(root, path)))
+            yield PackageFile(name, path, f"{root}/{path}")

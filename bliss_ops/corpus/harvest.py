@@ -159,24 +159,27 @@ def _docstrings_of(source: str) -> Iterator[tuple[str, str]]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):  # packages ship broken files to test themselves with
         return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node)
-            if docstring and len(docstring) >= _MIN_CHARACTERS:
-                yield getattr(node, "name", ""), docstring
+    waiting: list[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef] = [tree]
+    while waiting:  # not ast.walk, which visits every expression and takes most of the harvest's time
+        node = waiting.pop()
+        waiting += [child for child in reversed(node.body) if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
+        docstring = ast.get_docstring(node)
+        if docstring and len(docstring) >= _MIN_CHARACTERS:
+            yield getattr(node, "name", ""), docstring
 
 
 def _code(packages: list[Package]) -> Iterator[Text]:
     for file in _ordered(packages, _CODE_ENDINGS):
         text = _read(file)
-        if text and text.count("\n") * 200 > len(text):  # generated and minified code has lines without end
+        # Generated and minified code has lines without end; a file that is mostly docstring would blur the label.
+        if text and text.count("\n") * 200 > len(text) and not prose.is_prose(text):
             yield Text(f"python://code/{file.package}/{file.path}", text)
 
 
 def _data(packages: list[Package]) -> Iterator[Text]:
     for file in _ordered(packages, _DATA_ENDINGS):
         text = _read(file)
-        if text and not file.is_metadata and not (file.path.endswith(".txt") and prose.is_prose(text)):
+        if text and not file.is_metadata and not prose.is_prose(text):
             yield Text(f"python://data/{file.package}/{file.path}", text)
 
 

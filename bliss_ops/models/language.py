@@ -46,7 +46,7 @@ def transformers_config(sizes: Shape, *, vocab_size: int, sequence_length: int) 
         "eos_token_id": 0,
     }
     config_class = GPTNeoXConfig if sizes.family == "gpt_neox" else LlamaConfig
-    return config_class(**shared)  # type: ignore[no-any-return]
+    return config_class(**shared)
 
 
 def num_parameters(name: str) -> int:

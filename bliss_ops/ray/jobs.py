@@ -22,7 +22,7 @@ class RayJobs:
     """Jobs of one Ray cluster, addressed by submission id."""
 
     def __init__(self, address: str) -> None:
-        """Connect to the Jobs API at `address` (http://host:port).
+        """Connect to the Jobs API at `address` (http://host:port); where RAY_ADDRESS is set, Ray's client prefers that.
 
         Raises:
             ConnectionError: nobody answers there; the message says what to start.

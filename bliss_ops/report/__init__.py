@@ -54,7 +54,7 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["signed"], environment.filters["short"] = charts.signed, charts.number
+    environment.filters |= {"signed": charts.signed, "short": charts.number, "plain": charts.plain}
     page = environment.get_template("template.html").render(
         style=(HERE / "style.css").read_text(encoding="utf-8"),
         run=run,

@@ -118,7 +118,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], selected: Sequence[
 
 def strip(quantiles: Sequence[float], mean: float, limits: tuple[float, float], threshold: float | None) -> Markup:
     """One row of the table of sources: 5-95 % as a line, the middle half as a bar, the mean as a dot, the threshold as a tick."""
-    width, height = 420.0, 22.0
+    width, height = 300.0, 22.0
     low, high = limits
 
     def x(value: float) -> float:
@@ -144,7 +144,8 @@ def label(style: str, x: float, y: float, text: str, *, anchor: str = "start") -
 def svg(frame: Frame, title: str, parts: Sequence[str]) -> Markup:
     """The parts as one figure; what was text from outside has been escaped by then."""
     box = f'viewBox="0 0 {frame.width:.0f} {frame.height:.0f}"'
-    return Markup(f'<svg class="chart" {box} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')  # noqa: S704
+    style = "chart broad" if frame.width > 600 else "chart"  # broad charts scroll on a narrow screen, instead of shrinking past legibility
+    return Markup(f'<svg class="{style}" {box} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')  # noqa: S704
 
 
 def ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
@@ -172,6 +173,11 @@ def digits_for(spread: float) -> int:
 def signed(value: float, digits: int = 3) -> str:
     """With its sign, a real minus: differences and scores."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def plain(value: float) -> str:
+    """Four digits that matter, a real minus."""
+    return f"{value:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
 def padded(values: Sequence[float], share: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ Nothing is read into Python but aggregates and the few documents that are shown,
 memory than one of six thousand. The score store is not needed: a finished run can always be reported.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 NUM_BINS = 64
 NUM_DOCUMENTS = 10
 EXCERPT_CHARACTERS = 600
-NARROW_LOGITS = 0.01  # 5th to 95th percentile: softmax weights of 90 % of the sequences within 1 % of each other
+_EMPTY_LINES = re.compile(r"\n\s*\n\s*\n")
+NARROW = 1e-6  # 5th to 95th percentile, as a share of the mean's size
+NARROW_LOGITS = 0.01  # for logits in absolute terms: the softmax weights of nine sequences in ten are within 1 % of each other
 FEW_DISTINCT = 0.1  # distinct scores per sequence
 
 # A sequence counts for the source that gave it most tokens.
@@ -79,6 +82,7 @@ class Distribution:
     edges: list[float]
     counts: list[int]
     counts_selected: list[int]
+    narrow: float  # a 5-95 % range below this says nothing
 
     @property
     def warning(self) -> str:
@@ -86,7 +90,7 @@ class Distribution:
         spread = self.quantiles[3] - self.quantiles[1]
         if self.num_distinct == 1:
             return "All scores are equal: the selection was decided by sequence id alone."
-        if spread < NARROW_LOGITS and self.standard_deviation < NARROW_LOGITS * max(1.0, abs(self.mean)):
+        if spread < self.narrow:
             return (
                 f"The scores are nearly constant: nine in ten lie within {spread:.2g} of each other. Small errors decide what is selected."
             )
@@ -127,6 +131,7 @@ class Facts:
         selection = read_manifest(here / "selection", made_by=f"bliss select {run.name} --round {round_number}")
         self.counts: dict[str, Any] = selection.metrics
         self.corpus = corpus
+        self.method = run.config.method
         self.shards = scores.shards
         self.spans = _files(corpus.sequences / "spans", scores.shards)
         self.con: DuckDBPyConnection = duckdb.connect(":memory:", config={"temp_directory": scratch, "memory_limit": "2GB"})
@@ -163,8 +168,9 @@ class Facts:
         ).fetchall():
             counts[bin_number], selected[bin_number] = number, number_selected
         edges = [low + width * k for k in range(NUM_BINS + 1)]
+        narrow = NARROW_LOGITS if self.method == "bliss" else NARROW * max(1e-6, abs(mean))
         return Distribution(
-            count, mean, deviation, minimum, maximum, num_distinct, int(num_tied), quantiles, edges, counts=counts, counts_selected=selected
+            count, mean, deviation, minimum, maximum, num_distinct, int(num_tied), quantiles, edges, counts, selected, narrow
         )
 
     def sources(self) -> list[Source]:
@@ -200,5 +206,6 @@ def _files(directory: UPath, shards: list[int]) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Control characters have no place in HTML; show where one was."""
-    return "".join(character if character in "\n\t" or ord(character) >= 32 else "\N{REPLACEMENT CHARACTER}" for character in text)
+    """Without runs of empty lines; control characters have no place in HTML, so a sign shows where one was."""
+    shown = "".join(character if character in "\n\t" or ord(character) >= 32 else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return _EMPTY_LINES.sub("\n\n", shown)

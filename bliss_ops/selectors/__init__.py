@@ -93,14 +93,14 @@ def window_identity(config: RunConfig, round_number: int) -> list[int | None]:
 
 def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
     """Fit the run's selector on the round's candidate window."""
+    from bliss_ops.corpus import tokenizer
     from bliss_ops.corpus.reading import SequenceReader
-    from bliss_ops.manifest import read_manifest
 
     before = run.round(round_number - 1)
     inputs = SelectorInputs(
         config=run.config,
         round_number=round_number,
-        vocab_size=read_manifest(run.corpus.tokenizer, made_by=f"bliss train-tokenizer {run.corpus.name}").metrics["vocab_size"],
+        vocab_size=tokenizer.vocab_size(run.corpus),
         candidates=SequenceReader([shard_file(run.corpus.sequences, shard) for shard in window(run, round_number)]),
         validation=run.corpus.validation,
         warmup=run.warmup,

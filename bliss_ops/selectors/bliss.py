@@ -32,8 +32,7 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
     from bliss_ops.models.score import ScoreModel
     from bliss_ops.training.device import choose_device
     from bliss_ops.training.metrics import StepMetrics
-    from bliss_ops.training.state import TrainState, adamw
-    from bliss_ops.training.warmup import PROXY, load_reference
+    from bliss_ops.training.state import PROXY, TrainState, adamw, load_reference
 
     config, settings = inputs.config, inputs.config.bilevel
     device = choose_device(config.compute)

@@ -47,19 +47,17 @@ def train(
     while state.step < last_step:
         input_ids_BT = torch.from_numpy(batch_of(state.step)).to(device)
         num_tokens = input_ids_BT.shape[0] * (input_ids_BT.shape[1] - 1)
+        rate = learning_rate(state.step)
         total = 0.0
-        for micro_BT in input_ids_BT.split(micro_batch_sequences):
+        for micro_BT in torch.split(input_ids_BT, micro_batch_sequences):
             with autocast(device):
                 logits_BTV = state.model(input_ids=micro_BT).logits
             loss = token_loss_sums(logits_BTV, micro_BT)[0].sum() / num_tokens
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.item()
         if not np.isfinite(total):
-            raise ValueError(
-                f"{metrics.title}: the loss is {total} at step {state.step + 1}: lower the learning rate (it is {learning_rate(state.step):g})"
-            )
+            raise ValueError(f"{metrics.title}: the loss is {total} at step {state.step + 1}: lower the learning rate (it is {rate:g})")
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_gradient_norm)
-        rate = learning_rate(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()

@@ -9,7 +9,7 @@ from typing import Any
 
 from upath import UPath
 
-from bliss_ops.corpus import validation
+from bliss_ops.corpus import tokenizer, validation
 from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.lake import Run, shard_file
 from bliss_ops.manifest import read_manifest
@@ -17,7 +17,7 @@ from bliss_ops.models import language
 from bliss_ops.training.loop import mean_token_loss, train, train_resumably
 from bliss_ops.training.metrics import StepMetrics
 from bliss_ops.training.schedules import linear_decay, warmup_stable
-from bliss_ops.training.warmup import TARGET, count_parameters, new_state, vocab_size_of
+from bliss_ops.training.state import TARGET, count_parameters, new_state
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def pretrain(run: Run, round_number: int, directory: UPath) -> tuple[list[str], 
     subset = read_manifest(here / "subset", made_by=f"bliss materialize {run.name} --round {round_number}")
     reader = SequenceReader([shard_file(here / "subset", shard) for shard in subset.shards])
     held_out = validation.read(run.corpus.validation, "holdout")
-    state = new_state(config, config.target, vocab_size_of(run.corpus))
+    state = new_state(config, config.target, tokenizer.vocab_size(run.corpus))
     before = (run.round(round_number - 1) / "pretrain" if round_number > 1 else run.warmup) / TARGET
     if not (directory / TARGET).exists():
         state.restore(language.read_tensors(before))
@@ -78,7 +78,7 @@ def pretrain(run: Run, round_number: int, directory: UPath) -> tuple[list[str], 
         **shared,
     )
     metrics.write()
-    files = [TARGET, "metrics.jsonl", *language.save(state.model, directory, "model")]  # type: ignore[arg-type]
+    files = [TARGET, "metrics.jsonl", *language.save(state.model, directory, "model")]
     return files, {
         "num_steps": settings.num_steps,
         "num_tokens": settings.num_steps * tokens_per_step,

@@ -1,11 +1,19 @@
 """The state of one model in training: weights, AdamW moments, step; written as safetensors, restored exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from upath import UPath
 
+from bliss_ops.config import ModelConfig, RunConfig
+from bliss_ops.models import language
+from bliss_ops.training.device import choose_device
+
+PROXY = "proxy.safetensors"
+TARGET = "state.safetensors"  # in the warm-up and in every round, so a reference model is read the same way in all of them
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -53,6 +61,30 @@ class TrainState:
         return [moment["exp_avg_sq"] / (1 - beta ** float(moment["step"])) for moment in moments]
 
 
+def new_state(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> TrainState:
+    """A freshly initialised model of the run's seed with its optimizer, on the run's device.
+
+    Raises:
+        ValueError: the tokenizer's vocabulary does not fit the shape.
+    """
+    device = choose_device(config.compute)
+    model = language.build(model_config.shape, vocab_size=vocab_size, sequence_length=config.ingest.sequence_length, seed=config.seed).to(
+        device
+    )
+    return TrainState(model, adamw(model, config.pretraining.learning_rate, config.pretraining.weight_decay))
+
+
+def load_reference(config: RunConfig, vocab_size: int, directory: UPath) -> nn.Module:
+    """The target's current checkpoint (of the warm-up or of a round), frozen."""
+    state = new_state(config, config.target, vocab_size)
+    state.restore(language.read_tensors(directory / TARGET))
+    return state.model.eval().requires_grad_(False)
+
+
+def count_parameters(state: TrainState) -> int:
+    return sum(parameter.numel() for parameter in state.model.parameters())
+
+
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with betas 0.9/0.95; only matrices decay."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
@@ -61,14 +93,9 @@ def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), eps=1e-8)
 
 
-def step_with(
-    optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor], gradient: list[torch.Tensor], learning_rate: float | None = None
-) -> None:
+def step_with(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], gradient: Sequence[torch.Tensor]) -> None:
     """One optimizer step with a gradient computed elsewhere."""
     for parameter, value in zip(parameters, gradient, strict=True):
         parameter.grad = value
-    if learning_rate is not None:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -101,7 +101,9 @@ def test_alignments_are_per_sequence_inner_products(models: tuple) -> None:
     torch.testing.assert_close(exact_B, expected_B, rtol=1e-9, atol=1e-11)
 
     before = [parameter.detach().clone() for parameter in parameters]
-    difference_B, _, _ = hypergradient.central_difference_alignment(lambda: losses(proxy, batch_BT), weight_B, parameters, z, shift_norm=1e-4)
+    difference_B, _, _ = hypergradient.central_difference_alignment(
+        lambda: losses(proxy, batch_BT), weight_B, parameters, z, shift_norm=1e-4
+    )
     torch.testing.assert_close(difference_B, expected_B, rtol=1e-6, atol=1e-8)
     assert all(torch.equal(a, b) for a, b in zip(before, parameters, strict=True)), "the proxy must come back bit for bit"
 
@@ -152,4 +154,6 @@ def test_kl_term_is_zero_for_equal_models_and_equals_its_definition(direction: s
     assert float(regulariser(proxy_BTV, proxy_BTV, [], config)) == pytest.approx(0.0, abs=1e-12)
     p, r = proxy_BTV[:, :-1].softmax(-1), reference_BTV[:, :-1].softmax(-1)
     first, second = (p, r) if direction == "proxy_reference" else (r, p)
-    assert float(regulariser(proxy_BTV, reference_BTV, [], config)) == pytest.approx(2.0 * float((first * (first / second).log()).sum(-1).mean()))
+    assert float(regulariser(proxy_BTV, reference_BTV, [], config)) == pytest.approx(
+        2.0 * float((first * (first / second).log()).sum(-1).mean())
+    )

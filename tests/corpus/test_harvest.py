@@ -84,8 +84,8 @@ def test_kinds_differ_as_their_names_say(embedded):
     share = {kind: sum(prose.is_prose(value["text"]) for value in values) / len(values) for kind, values in kinds.items()}
     assert share["documentation"] > 0.5
     assert share["docstrings"] > 0.4
-    assert share["code"] < 0.2
-    assert share["data"] < 0.2
+    assert share["code"] < 0.02
+    assert share["data"] < 0.02
 
 
 def test_same_environment_same_bytes(embedded, tmp_path):

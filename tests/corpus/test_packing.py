@@ -40,7 +40,7 @@ def check_shard(corpus, shard, length=T):
     assert sequences.schema.equals(schemas.sequences(length, 512))
     assert spans.schema.equals(schemas.SPANS)
     assert sequences["sequence_id"].to_pylist() == list(range(shard * 10_000_000, shard * 10_000_000 + count))
-    assert sum(sequences["input_ids"].to_pylist(), []) == tokens[: count * length]
+    assert [token for row in sequences["input_ids"].to_pylist() for token in row] == tokens[: count * length]
     expanded = [(row["sequence_id"], row["document_id"]) for row in spans.to_pylist() for _ in range(row["num_tokens"])]
     assert expanded == [(shard * 10_000_000 + position // length, owners[position]) for position in range(count * length)]
     return count, len(tokens) - count * length

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.corpus.corpora import json_lines, rows, write_gz
 
 from bliss_ops.corpus.readers import Document, Reject, domain_of, read_records
+from tests.corpus.corpora import json_lines, rows, write_gz
 
 MB = 1_000_000
 
@@ -127,7 +127,7 @@ def test_damaged_gzip(tmp_path):
     whole[len(whole) // 2] ^= 0xFF
     path = tmp_path / "a.json.gz"
     path.write_bytes(whole)
-    with pytest.raises(ValueError, match="is damaged|is cut off"):
+    with pytest.raises(ValueError, match=r"is damaged|is cut off"):
         read(path)
 
 

@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from tests.corpus.corpora import configure, rows, write_gz
 
 from bliss_ops import pipeline
 from bliss_ops.corpus.source import expand, label_of
 from bliss_ops.manifest import ArtifactMismatchError
+from tests.corpus.corpora import configure, rows, write_gz
 
 
 def listing(corpus):

@@ -11,10 +11,12 @@ from bliss_ops.lake import Lake
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """Run a command that must fail; returns what it said."""
+    code: object
     try:
-        assert main(argv) == 1
-    except SystemExit as stopped:  # argparse
-        assert stopped.code == 2
+        code = main(argv)
+    except SystemExit as stopped:  # argparse refuses arguments with 2
+        code = stopped.code
+    assert code in (1, 2)
     message = capsys.readouterr().err
     assert "Traceback" not in message
     return message
@@ -53,7 +55,7 @@ def test_unknown_things_are_named_with_the_known_ones(tmp_path: Path, capsys: py
     assert "known recipes are demo" in fails(capsys, "configure", "nonsense", "--lake", lake)
     assert "known methods are bliss, random" in fails(capsys, "configure", "smoke", "--method", "oracle", "--lake", lake)
     assert "run `bliss configure` first" in fails(capsys, "fit", "nobody", "--lake", lake)
-    assert "run `bliss ingest` first" in fails(capsys, "pack", "nothing", "--lake", lake)
+    assert "run `bliss ingest` first" in fails(capsys, "discover", "nothing", "--lake", lake)
     assert "0 to N-1" in fails(capsys, "score", "r", "--group", "3/3", "--lake", lake)
     assert "rounds count from 1" in fails(capsys, "fit", "r", "--round", "0", "--lake", lake)
 
@@ -65,7 +67,9 @@ def test_a_recipe_that_is_not_toml(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_source_that_matches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing-*.json.gz" in fails(capsys, "ingest", str(tmp_path / "nothing-*.json.gz"), "--recipe", "smoke", "--lake", str(tmp_path / "lake"))
+    assert "nothing-*.json.gz" in fails(
+        capsys, "ingest", str(tmp_path / "nothing-*.json.gz"), "--recipe", "smoke", "--lake", str(tmp_path / "lake")
+    )
 
 
 def test_no_validation_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +100,12 @@ def test_more_rounds_than_the_corpus_has_shards_for(copied: Lake, capsys: pytest
 
 def test_stages_out_of_order_name_the_command_that_is_missing(copied: Lake, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configure", "smoke", "--run-name", "fresh", "--lake", str(copied.root)]) == 0
-    for command, needed in (("fit", "bliss warm-up fresh"), ("score", "bliss fit fresh"), ("select", "bliss score fresh"), ("evaluate", "bliss pretrain fresh")):
+    for command, needed in (
+        ("fit", "bliss warm-up fresh"),
+        ("score", "bliss fit fresh"),
+        ("select", "bliss score fresh"),
+        ("evaluate", "bliss pretrain fresh"),
+    ):
         assert f"run `{needed}" in fails(capsys, command, "fresh", "--lake", str(copied.root))
 
 

@@ -36,7 +36,9 @@ def config(**selection: float | None) -> RunConfig:
 def write_scores(directory: UPath, shards: dict[int, list[float]]) -> None:
     for shard, scores in shards.items():
         ids = shard * ROWS_PER_SHARD + np.arange(len(scores))
-        write_parquet(shard_file(directory, shard), pa.table({"sequence_id": ids, "score": np.array(scores, np.float32)}, schema=schemas.SCORES))
+        write_parquet(
+            shard_file(directory, shard), pa.table({"sequence_id": ids, "score": np.array(scores, np.float32)}, schema=schemas.SCORES)
+        )
 
 
 def selected_ids(directory: UPath, files: list[str]) -> list[int]:
@@ -64,7 +66,9 @@ def test_a_subset_holds_exactly_the_selected_tokens(tmp_path: Path) -> None:
     tokens = np.arange(5 * 4, dtype=np.uint16)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(tokens), 4)
     schema = schemas.sequences(4, 100)
-    write_parquet(shard_file(UPath(tmp_path / "sequences"), 3), pa.table([pa.array(3 * ROWS_PER_SHARD + np.arange(5)), lists], schema=schema))
+    write_parquet(
+        shard_file(UPath(tmp_path / "sequences"), 3), pa.table([pa.array(3 * ROWS_PER_SHARD + np.arange(5)), lists], schema=schema)
+    )
     ids = np.array([3 * ROWS_PER_SHARD + 1, 3 * ROWS_PER_SHARD + 4])
     chosen = pa.table({"sequence_id": ids, "score": np.zeros(2, np.float32)}, schema=schemas.SCORES)
     write_parquet(shard_file(UPath(tmp_path / "selection"), 3), chosen)

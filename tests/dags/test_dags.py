@@ -1,0 +1,131 @@
+"""Policies every DAG keeps: quick to import, documented, owned, retried, in the pipeline's order."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+DAG_FILES = sorted((REPOSITORY / "dags").glob("*.py"))
+HEAVY = ("torch", "ray", "duckdb", "transformers", "pyarrow", "tokenizers", "matplotlib", "pandas")
+
+DESCRIBE = """
+import json, runpy, sys, time
+import airflow.sdk, airflow.providers.standard.operators.trigger_dagrun
+from airflow.sdk import DAG
+for name in ("BaseOperator", "BaseHook", "Param", "Asset", "PartitionedAtRuntime", "chain", "timezone"):
+    getattr(airflow.sdk, name)  # lazy: the import of airflow itself is not what is measured
+from airflow.sdk.definitions._internal.contextmanager import DagContext
+DagContext.current_autoregister_module_name = "__main__"
+begun = time.monotonic()
+runpy.run_path(sys.argv[1])
+seconds = time.monotonic() - begun
+((dag, _),) = DagContext.autoregistered_dags
+def order(task):
+    return len(task.get_flat_relative_ids(upstream=True))
+print(json.dumps({
+    "seconds": seconds, "modules": sorted(m for m in sys.modules if "." not in m), "dag_id": dag.dag_id, "doc": dag.doc_md, "tags": sorted(dag.tags),
+    "catchup": dag.catchup, "max_active_runs": dag.max_active_runs,
+    "tasks": [{"id": t.task_id, "owner": t.owner, "retries": t.retries, "backoff": t.retry_exponential_backoff, "pool": t.pool, "doc": t.doc_md,
+               "downstream": sorted(t.downstream_task_ids), "mapped": t.is_mapped} for t in sorted(dag.tasks, key=order)],
+    "params": {k: dag.params.get_param(k).schema | {"value": dag.params.get_param(k).value} for k in dag.params},
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("airflow")
+
+
+@pytest.fixture(scope="module")
+def dags(airflow_home: Path) -> dict[str, dict]:
+    """Each DAG file, parsed in a fresh process."""
+    environment = os.environ | {"AIRFLOW_HOME": str(airflow_home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    described = {}
+    for file in DAG_FILES:
+        result = subprocess.run(
+            [sys.executable, "-c", DESCRIBE, str(file)], capture_output=True, text=True, check=False, cwd=REPOSITORY, env=environment
+        )
+        assert result.returncode == 0, result.stderr
+        dag = json.loads(result.stdout.splitlines()[-1])
+        described[dag["dag_id"]] = dag
+    return described
+
+
+def test_the_dags_are_there(dags: dict[str, dict]) -> None:
+    assert set(dags) == {"bliss_ingest", "bliss_round"}
+
+
+@pytest.mark.parametrize("dag_id", ["bliss_ingest", "bliss_round"])
+class TestPolicies:
+    def test_importing_it_is_quick_and_loads_nothing_heavy(self, dags: dict[str, dict], dag_id: str) -> None:
+        assert dags[dag_id]["seconds"] < 1.0
+        assert not set(HEAVY) & set(dags[dag_id]["modules"])
+
+    def test_it_says_what_it_is(self, dags: dict[str, dict], dag_id: str) -> None:
+        assert len(dags[dag_id]["doc"]) > 100
+        assert "bliss" in dags[dag_id]["tags"]
+        assert dags[dag_id]["max_active_runs"] >= 1
+        assert dags[dag_id]["catchup"] is False
+
+    def test_its_tasks_have_an_owner_and_retries_with_backoff(self, dags: dict[str, dict], dag_id: str) -> None:
+        for task in dags[dag_id]["tasks"]:
+            assert task["owner"] == "bliss", task
+            assert task["retries"] >= 1, task
+            assert task["backoff"] >= 1, task
+
+    def test_it_is_one_chain(self, dags: dict[str, dict], dag_id: str) -> None:
+        tasks = dags[dag_id]["tasks"]
+        for task, following in zip(tasks, tasks[1:], strict=False):
+            assert following["id"] in task["downstream"]
+        beside = {(task["id"], name) for i, task in enumerate(tasks) for name in task["downstream"] if name != tasks[i + 1]["id"]}
+        assert beside <= {("configure", task["id"]) for task in tasks if task["mapped"]}  # what they are mapped over
+
+
+def test_the_order_of_tasks_is_the_pipelines(dags: dict[str, dict]) -> None:
+    from bliss_ops import pipeline
+
+    ingest = [task["id"] for task in dags["bliss_ingest"]["tasks"]]
+    assert ingest == ["configure", *(stage.name for stage in pipeline.CORPUS_STAGES)]
+    one_round = [task["id"] for task in dags["bliss_round"]["tasks"]]
+    assert one_round == ["configure", *(stage.name for stage in pipeline.ROUND_STAGES), "next_round"]
+
+
+def test_only_the_writers_of_the_score_store_take_its_pool(dags: dict[str, dict]) -> None:
+    pools = {task["id"]: task["pool"] for dag in dags.values() for task in dag["tasks"]}
+    assert {name for name, pool in pools.items() if pool == "score_store"} == {"load", "report"}
+
+
+def test_heavy_shard_stages_are_mapped_over_groups(dags: dict[str, dict]) -> None:
+    assert {task["id"] for dag in dags.values() for task in dag["tasks"] if task["mapped"]} == {"extract", "pack", "score"}
+
+
+def test_the_form_knows_every_recipe_and_setting(dags: dict[str, dict]) -> None:
+    from bliss_ops.config import RECIPES
+
+    params = dags["bliss_round"]["params"]
+    assert params["recipe"]["enum"] == sorted(path.stem for path in RECIPES.glob("*.toml"))
+    assert params["bilevel.temperature"]["exclusiveMinimum"] == 0
+    assert params["bilevel.temperature"]["maximum"] == 100
+    assert params["bilevel.ihvp"]["enum"] == ["adam_diagonal", "identity", None]
+    assert params["selection.token_budget"]["type"] == ["null", "integer"]
+    assert params["num_rounds"]["value"] is None
+    assert {"ingest.source", "ingest.validation.source"} <= set(dags["bliss_ingest"]["params"])
+    assert not [key for key in dags["bliss_ingest"]["params"] if key.startswith("bilevel")]
+
+
+@pytest.mark.parametrize("file", DAG_FILES, ids=lambda file: file.stem)
+def test_a_dag_file_holds_no_logic(file: Path) -> None:
+    """Only imports, one `with DAG(...)`, assignments and calls: no functions, branches or loops."""
+    tree = ast.parse(file.read_text())
+    found = [
+        type(node).__name__
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.For | ast.While | ast.Try)
+    ]
+    assert found == []

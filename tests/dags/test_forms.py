@@ -1,0 +1,98 @@
+"""What is entered in a trigger form reaches the command line as data, whatever it is."""
+
+import shlex
+
+import pytest
+
+pytest.importorskip("airflow")
+
+from bliss_ops.airflow import forms
+from bliss_ops.airflow.operator import BlissStageOperator, submission_id
+from bliss_ops.airflow.rounds import next_run_id
+from bliss_ops.config import Recipe
+
+FILLED = {"recipe": "smoke", "method": "bliss", "seed": 3, "round": 1, "name": None, "compare_with": []}
+
+
+def test_an_empty_form_sets_nothing() -> None:
+    params = {key: param.value for key, param in forms.round_params().items()}
+    assert forms.configure_arguments("configure", params) == ["configure", "demo", "--method=bliss", "--seed=0"]
+
+
+def test_every_setting_of_a_recipe_is_a_field_with_its_sentence() -> None:
+    def names(model: type, prefix: str = "") -> set[str]:
+        found = set()
+        for name, field in model.model_fields.items():
+            nested = field.annotation
+            found |= names(nested, f"{prefix}{name}.") if hasattr(nested, "model_fields") else {f"{prefix}{name}"}
+        return found
+
+    params = forms.round_params()
+    assert set(params) == {*forms.NAMING, *names(Recipe)} - {"description"}
+    assert all(param.description or param.schema.get("description_md") for param in params.values())
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [("bilevel.temperature", 2.5, 0), ("ingest.num_groups", 64, 65), ("compute.device", "cpu", "tpu"), ("num_rounds", 2, "two")],
+)
+def test_fields_have_the_bounds_of_the_settings(key: str, good: object, bad: object) -> None:
+    param = forms.round_params()[key]
+    assert param.resolve(good) == good
+    assert param.resolve(None) is None
+    with pytest.raises(ValueError, match="Failed validating"):
+        param.resolve(bad)
+
+
+@pytest.mark.parametrize("hostile", ["; rm -rf /", "$(reboot)", "a b\nc", "--lake=/elsewhere", "'\"`", "123", "null"])
+def test_a_hostile_value_stays_one_argument_and_text(hostile: str) -> None:
+    arguments = forms.configure_arguments("configure-corpus", FILLED | {"ingest.source": hostile})
+    assert len(arguments) == 3
+    assert shlex.split(shlex.join(arguments)) == arguments
+
+    from bliss_ops import cli
+
+    parsed = cli.build_parser().parse_args(arguments)
+    assert parsed.recipe == "smoke"
+    assert cli._overrides(parsed)["ingest.source"] == hostile
+
+
+def test_a_hostile_run_name_cannot_become_an_option() -> None:
+    from bliss_ops import cli
+
+    arguments = forms.configure_arguments("configure", FILLED | {"name": "--lake=/elsewhere", "compare_with": ["--traceback"]})
+    parsed = cli.build_parser().parse_args(arguments)
+    assert (parsed.run_name, parsed.compare_with, parsed.lake, parsed.traceback) == ("--lake=/elsewhere", ["--traceback"], None, False)
+
+
+def test_a_stage_command_is_an_argument_list() -> None:
+    operator = BlissStageOperator(task_id="score", subcommand="score", subject="a; reboot", round_number="2", group="0/4")
+    assert operator.command == ["bliss", "score", "a; reboot", "--round", "2", "--group", "0/4"]
+
+
+def test_values_are_checked_against_the_recipe() -> None:
+    assert forms.recipe(FILLED | {"bilevel.num_steps": 7}).bilevel.num_steps == 7
+    with pytest.raises(ValueError, match=r"bilevel\.num_steps"):
+        forms.recipe(FILLED | {"bilevel.num_steps": 0})
+
+
+def test_submission_ids_are_readable_and_never_collide() -> None:
+    first = submission_id("bliss_round", "demo-bliss-s0-round-01", "fit", -1, 1)
+    assert first.startswith("demo-bliss-s0-round-01.fit.")
+    assert first == submission_id("bliss_round", "demo-bliss-s0-round-01", "fit", -1, 1)
+    others = [
+        submission_id("bliss_round", "demo-bliss-s0-round-01", "fit", -1, 2),
+        submission_id("bliss_round", "demo-bliss-s0-round-01", "fit", 0, 1),
+        submission_id("bliss_ingest", "demo-bliss-s0-round-01", "fit", -1, 1),
+        submission_id("bliss_round", "manual__2026+01", "fit", -1, 1),
+        submission_id("bliss_round", "manual__2026:01", "fit", -1, 1),
+    ]
+    assert len({first, *others}) == 6
+
+
+def test_the_next_rounds_run_id_counts_on() -> None:
+    assert next_run_id("demo-bliss-s0", 1, "demo-bliss-s0-round-01") == "demo-bliss-s0-round-02"
+    assert next_run_id("demo-bliss-s0", 9, "demo-bliss-s0-round-09.2") == "demo-bliss-s0-round-10.2"
+    from_ui = next_run_id("demo-bliss-s0", 1, "manual__2026-01-01T00:00:00+00:00")
+    assert from_ui == "demo-bliss-s0-round-02.manual__2026-01-01T00-00-00-00-00"
+    assert next_run_id("demo-bliss-s0", 2, from_ui) == from_ui.replace("round-02", "round-03")

@@ -1,0 +1,49 @@
+"""Workers that Ray's processes import by name, like those of the product."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from bliss_ops.manifest import ShardRecord
+
+
+def count_workers(directory: str) -> Callable[[int], ShardRecord]:
+    """Leaves a file for every worker made, and one per shard."""
+    (Path(directory) / f"worker-{os.getpid()}").touch()
+
+    def work(shard: int) -> ShardRecord:
+        (Path(directory) / f"shard-{shard}").touch()
+        return ShardRecord(shard=shard, outputs=[], metrics={"num_rows": shard * 10})
+
+    return work
+
+
+def die_on_shard_2(directory: str, times: int) -> Callable[[int], ShardRecord]:
+    def work(shard: int) -> ShardRecord:
+        deaths = list(Path(directory).glob("death-*"))
+        if shard == 2 and len(deaths) < times:
+            (Path(directory) / f"death-{os.getpid()}").touch()
+            os._exit(1)
+        return ShardRecord(shard=shard, outputs=[], metrics={})
+
+    return work
+
+
+def refuse_shard_1(message: str) -> Callable[[int], ShardRecord]:
+    def work(shard: int) -> ShardRecord:
+        if shard == 1:
+            raise ValueError(message)
+        return ShardRecord(shard=shard, outputs=[], metrics={})
+
+    return work
+
+
+def refuse_to_start(message: str) -> Callable[[int], ShardRecord]:
+    raise ValueError(message)
+
+
+def break_inside(_: str) -> Callable[[int], ShardRecord]:
+    def work(shard: int) -> ShardRecord:
+        return {}["no such key"]  # type: ignore[return-value]
+
+    return work
