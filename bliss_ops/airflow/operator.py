@@ -107,8 +107,9 @@ class BlissStageOperator(BaseOperator):
         from bliss_ops.ray.jobs import ACTIVE, MISSING
 
         ti = context["ti"]
+        map_index = -1 if ti.map_index is None else ti.map_index
         for generation in range(1, MAX_GENERATIONS):
-            name = submission_id(ti.dag_id, ti.run_id, ti.task_id, ti.map_index, generation)
+            name = submission_id(ti.dag_id, ti.run_id, ti.task_id, map_index, generation)
             status = jobs.status(name)
             if status in ACTIVE:
                 self.log.info("Ray job %s is %s: following it", name, status)

@@ -115,11 +115,11 @@ class _ShardActor:
         return self._worker(shard)
 
 
-def _pool(num_shards: int) -> tuple[dict[str, float], int]:
+def _pool(num_shards: int) -> tuple[dict[str, Any], int]:
     """What one actor claims, and how many actors to start: one per GPU where the cluster has any, else one per CPU."""
     import ray
 
-    total = ray.cluster_resources()
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     if num_gpus := int(total.get("GPU", 0)):
         return {"num_gpus": 1, "num_cpus": 0}, min(num_shards, num_gpus)
     return {"num_cpus": 1}, min(num_shards, max(1, int(total.get("CPU", 1))))
@@ -128,7 +128,7 @@ def _pool(num_shards: int) -> tuple[dict[str, float], int]:
 def _as_raised(error: Any) -> BaseException:
     """The worker's own ValueError or OSError; for anything else Ray's error, which carries the remote traceback."""
     cause = error.cause
-    return cause if isinstance(cause, ValueError | OSError) else error  # type: ignore[no-any-return]
+    return cause if isinstance(cause, ValueError | OSError) else error
 
 
 def _first_line(error: BaseException) -> str:

@@ -95,12 +95,13 @@ def _changes(runs: Sequence[DagRun], seen: dict[tuple[str, str], str], elapsed: 
     """One line per task or DAG run whose state has changed since the last call."""
     lines = []
     for run in runs:
-        for label, state, seconds in [*((task.label, task.state, task.duration) for task in run.tasks), ("", run.state, None)]:
-            if seen.get((run.run_id, label)) == state or (label and state in QUIET):
+        items = [(f"{task.task_id}/{task.map_index}", f"  {task.label}", task.state, task.duration) for task in run.tasks]
+        for key, label, state, seconds in [*items, ("", "", run.state, None)]:
+            if seen.get((run.run_id, key)) == state or (key and state in QUIET):
                 continue
-            seen[run.run_id, label] = state
+            seen[run.run_id, key] = state
             duration = f" ({seconds:.0f} s)" if seconds and state in FINISHED else ""
-            lines.append(f"{elapsed:6.0f}s  {run.run_id}{'  ' + label if label else ''}: {state}{duration}")
+            lines.append(f"{elapsed:6.0f}s  {run.run_id}{label}: {state}{duration}")
     return lines
 
 
@@ -151,7 +152,7 @@ def _table(runs: Sequence[DagRun]) -> "Table":
         ("time", {"justify": "right"}),
         ("last line", {}),
     ):
-        table.add_column(title, ratio=1 if title == "last line" else None, overflow="ellipsis", **({"no_wrap": True} | options))  # type: ignore[arg-type]
+        table.add_column(title, ratio=1 if title == "last line" else None, overflow="ellipsis", **({"no_wrap": True} | options))
     for run in runs:
         table.add_row(f"[bold]{escape(run.run_id)}[/]", "", _styled(run.state), _clock(sum(task.duration or 0 for task in run.tasks)), "")
         for task in run.tasks if run.state not in FINISHED or run.state == "failed" else ():

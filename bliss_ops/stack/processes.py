@@ -49,7 +49,7 @@ def is_running(service: Service) -> bool:
 
     try:
         process = psutil.Process(service.pid)
-        return process.create_time() == service.created_at and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.create_time() == service.created_at and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -113,7 +113,7 @@ def _belongs(process: "psutil.Process", sessions: Mapping[int, Service], marker:
         service = sessions.get(os.getsid(process.pid))
         if service is not None and process.create_time() >= service.created_at:
             return True
-        return process.environ().get(MARKER) == marker
+        return bool(process.environ().get(MARKER) == marker)
     except (psutil.Error, OSError):  # gone meanwhile, or another user's
         return False
 

@@ -1,6 +1,7 @@
 """Policies every DAG keeps: quick to import, documented, owned, retried, in the pipeline's order."""
 
 import ast
+import itertools
 import json
 import os
 import subprocess
@@ -28,9 +29,9 @@ seconds = time.monotonic() - begun
 def order(task):
     return len(task.get_flat_relative_ids(upstream=True))
 print(json.dumps({
-    "seconds": seconds, "modules": sorted(m for m in sys.modules if "." not in m), "dag_id": dag.dag_id, "doc": dag.doc_md, "tags": sorted(dag.tags),
-    "catchup": dag.catchup, "max_active_runs": dag.max_active_runs,
-    "tasks": [{"id": t.task_id, "owner": t.owner, "retries": t.retries, "backoff": t.retry_exponential_backoff, "pool": t.pool, "doc": t.doc_md,
+    "seconds": seconds, "modules": sorted(m for m in sys.modules if "." not in m), "dag_id": dag.dag_id, "doc": dag.doc_md,
+    "tags": sorted(dag.tags), "catchup": dag.catchup, "max_active_runs": dag.max_active_runs,
+    "tasks": [{"id": t.task_id, "owner": t.owner, "retries": t.retries, "backoff": t.retry_exponential_backoff, "pool": t.pool,
                "downstream": sorted(t.downstream_task_ids), "mapped": t.is_mapped} for t in sorted(dag.tasks, key=order)],
     "params": {k: dag.params.get_param(k).schema | {"value": dag.params.get_param(k).value} for k in dag.params},
 }))
@@ -81,7 +82,7 @@ class TestPolicies:
 
     def test_it_is_one_chain(self, dags: dict[str, dict], dag_id: str) -> None:
         tasks = dags[dag_id]["tasks"]
-        for task, following in zip(tasks, tasks[1:], strict=False):
+        for task, following in itertools.pairwise(tasks):
             assert following["id"] in task["downstream"]
         beside = {(task["id"], name) for i, task in enumerate(tasks) for name in task["downstream"] if name != tasks[i + 1]["id"]}
         assert beside <= {("configure", task["id"]) for task in tasks if task["mapped"]}  # what they are mapped over

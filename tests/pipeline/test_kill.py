@@ -53,7 +53,9 @@ def test_a_killed_stage_ends_like_an_undisturbed_one(copied: Lake, command: str,
     shutil.rmtree(directory)
     arguments = [command, RUN, "--round", "1", "--lake", str(copied.root)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    killed = subprocess.run([sys.executable, "-c", DIE_IN_FSYNC, str(nth_fsync), *arguments], env=environment, capture_output=True, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", DIE_IN_FSYNC, str(nth_fsync), *arguments], env=environment, capture_output=True, check=False
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert find_manifest(directory) is None
 

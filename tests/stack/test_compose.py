@@ -64,7 +64,7 @@ def test_docker_compose_accepts_it() -> None:
     if shutil.which("docker-compose") is None:
         pytest.skip("docker-compose is not installed")
     example = (REPOSITORY / ".env.example").read_text()
-    secrets = {name: "x" for name in re.findall(r"^([A-Z_0-9]+)=$", example, flags=re.MULTILINE)}
+    secrets = dict.fromkeys(re.findall(r"^([A-Z_0-9]+)=$", example, flags=re.MULTILINE), "x")
     result = subprocess.run(
         ["docker-compose", "--file", str(REPOSITORY / "docker-compose.yml"), "config", "--quiet"],
         env=os.environ | secrets,

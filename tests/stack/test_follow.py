@@ -23,7 +23,7 @@ class Airflow(BaseHTTPRequestHandler):
     taken: ClassVar[set[str]] = set()
     tokens: ClassVar[int] = 0
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         pass
 
     def do_POST(self) -> None:

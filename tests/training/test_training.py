@@ -1,0 +1,154 @@
+"""The training loop against an independent plain loop, exact resume, shapes of published size, export and learning rates."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from upath import UPath
+
+from bliss_ops.models import language
+from bliss_ops.models.shapes import model_vocab_size
+from bliss_ops.training.loop import mean_token_loss, train_resumably
+from bliss_ops.training.metrics import StepMetrics
+from bliss_ops.training.schedules import linear_decay, warmup_stable
+from bliss_ops.training.state import TrainState, adamw
+
+PUBLISHED = {  # parameters with embeddings, from the Pythia suite's model cards
+    "pythia-31m": 30_494_720,
+    "pythia-70m": 70_426_624,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "pythia-2.8b": 2_775_208_960,
+}
+
+
+def new_state(seed: int = 0) -> TrainState:
+    model = language.build("tiny-neox-64", vocab_size=128, sequence_length=16, seed=seed)
+    return TrainState(model, adamw(model, 1e-3, 0.1))
+
+
+def batch_of(step: int) -> np.ndarray:
+    return np.random.default_rng(step).integers(0, 128, (6, 16))
+
+
+def run(state: TrainState, directory: Path, last_step: int, micro_batch: int = 6) -> StepMetrics:
+    metrics = StepMetrics(UPath(directory / "metrics.jsonl"), "test", last_step, 96)
+    train_resumably(
+        state,
+        batch_of,
+        last_step,
+        UPath(directory / "state.safetensors"),
+        checkpoint_every_steps=2,
+        learning_rate=lambda step: warmup_stable(step, peak=3e-3, warmup_steps=3),
+        micro_batch_sequences=micro_batch,
+        max_gradient_norm=1.0,
+        metrics=metrics,
+    )
+    return metrics
+
+
+def test_losses_equal_an_independent_plain_loop_step_by_step(tmp_path: Path) -> None:
+    found = [row["loss"] for row in run(new_state(), tmp_path, 20).rows]
+    model = language.build("tiny-neox-64", vocab_size=128, sequence_length=16, seed=0)
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.95))
+    expected = []
+    for step in range(20):
+        tokens = torch.from_numpy(batch_of(step))
+        loss = model(input_ids=tokens, labels=tokens).loss  # the library's own shifted mean loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1, (step + 1) / 3)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    np.testing.assert_allclose(found, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_a_stopped_job_goes_on_to_bit_identical_weights(tmp_path: Path, stop: int) -> None:
+    straight = new_state()
+    run(straight, tmp_path / "straight", 8)
+    run(new_state(), tmp_path / "stopped", stop)
+    resumed = new_state(seed=99)  # its own weights must not matter
+    metrics = run(resumed, tmp_path / "stopped", 8)
+    assert [row["step"] for row in metrics.rows] == list(range(1, 9))
+    for name, value in straight.tensors().items():
+        assert torch.equal(value, resumed.tensors()[name]), name
+
+
+def test_micro_batches_change_rounding_only(tmp_path: Path) -> None:
+    whole, parts = new_state(), new_state()
+    run(whole, tmp_path / "whole", 3)
+    run(parts, tmp_path / "parts", 3, micro_batch=4)  # 4 + 2: an uneven last part
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_diverging_job_stops_with_a_message_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    state = new_state()
+    run(state, tmp_path, 2)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    broken = tmp_path / "broken"
+    tensors = language.read_tensors(UPath(tmp_path / "state.safetensors"))
+    poisoned = {name: value * float("nan") if name.startswith("model.") else value for name, value in tensors.items()}
+    language.write_tensors(UPath(broken / "state.safetensors"), poisoned)
+    with pytest.raises(ValueError, match="the loss is nan at step 3: lower the learning rate"):
+        run(new_state(), broken, 6)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_mean_token_loss_counts_only_labelled_tokens() -> None:
+    model = new_state().model
+    tokens = batch_of(0)
+    labels = tokens.copy()
+    labels[2:, 8:] = -100
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(tokens)).logits
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), torch.from_numpy(labels[:, 1:]), ignore_index=-100)
+    for batch in (1, 4, 64):
+        assert mean_token_loss(model, tokens, labels, batch)[0] == pytest.approx(float(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_named_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    assert language.num_parameters(name) == parameters
+
+
+def test_vocabularies_are_padded_or_refused() -> None:
+    assert model_vocab_size("tiny-neox-64", 1000) == 1024
+    assert model_vocab_size("pythia-410m", 50_277) == 50_304
+    with pytest.raises(ValueError, match="has a vocabulary of 50,304"):
+        model_vocab_size("pythia-410m", 50_305)
+
+
+@pytest.mark.parametrize("shape", ["tiny-neox-64", "tiny-llama-96"])
+def test_exports_load_with_the_transformers_library(tmp_path: Path, shape: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = language.build(shape, vocab_size=128, sequence_length=16, seed=3).eval()
+    language.save(model, UPath(tmp_path), "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokens = torch.from_numpy(batch_of(0))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=tokens).logits, model(input_ids=tokens).logits)
+        torch.testing.assert_close(language.load(UPath(tmp_path), "model")(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    a, b, other = (language.build("tiny-neox-64", vocab_size=64, sequence_length=16, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), other.parameters(), strict=True))
+
+
+def test_learning_rates() -> None:
+    assert [warmup_stable(step, peak=1.0, warmup_steps=4) for step in (0, 1, 3, 4, 100)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    assert [linear_decay(step, peak=1.0, decay_steps=3) for step in range(3)] == [0.75, 0.5, 0.25]
