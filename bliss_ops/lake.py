@@ -5,6 +5,7 @@ made here. Files appear whole or not at all: local files through a temporary nam
 object only when its upload completes.
 """
 
+import errno
 import json
 import os
 import tempfile
@@ -153,8 +154,20 @@ def atomic_file(path: UPath) -> Iterator[Path]:
     """Yield a local file to write; on success it becomes `path` in one step, on an exception nothing appears.
 
     Raises:
-        OSError: the disk is full or the path is not writable; the temporary file is removed.
+        OSError: the disk is full (the message names the path) or the path is not writable; the temporary file is removed.
     """
+    try:
+        with _local_file_for(path) as file:
+            yield file
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):  # Arrow's errors carry no errno
+            advice = "the disk is full: free space and run the same command again, it resumes"
+            raise OSError(errno.ENOSPC, advice, str(path)) from error
+        raise
+
+
+@contextmanager
+def _local_file_for(path: UPath) -> Iterator[Path]:
     if path.protocol in ("", "file"):
         final = Path(path.path)
         final.parent.mkdir(parents=True, exist_ok=True)

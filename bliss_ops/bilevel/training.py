@@ -14,6 +14,7 @@ from upath import UPath
 from bliss_ops.bilevel.outer_step import BilevelState, outer_step
 from bliss_ops.config import BilevelConfig
 from bliss_ops.corpus.reading import SequenceReader
+from bliss_ops.corpus.validation import trim_padding
 from bliss_ops.models.language import read_tensors, write_tensors
 from bliss_ops.training.metrics import StepMetrics
 
@@ -56,7 +57,8 @@ def train_score_model(
         positions = range(step * config.num_inner_steps, (step + 1) * config.num_inner_steps)
         batches = [torch.from_numpy(candidates.batch(position, config.batch_sequences, seed)[1]).to(device) for position in positions]
         rows = validation_rows(step, len(validation[0]), config.validation_batch_sequences, seed)
-        guide_batch = (torch.from_numpy(validation[0][rows]).to(device), torch.from_numpy(validation[1][rows]).to(device))
+        guide_ids, guide_labels = trim_padding(validation[0][rows], validation[1][rows])
+        guide_batch = (torch.from_numpy(guide_ids).to(device), torch.from_numpy(guide_labels).to(device))
         numbers = outer_step(state, batches[:-1], batches[-1], guide_batch, config)
         bad = [name for name, value in numbers.items() if not math.isfinite(value)]
         if bad:

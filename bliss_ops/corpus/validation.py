@@ -61,6 +61,13 @@ def read(directory: UPath, part: Part) -> tuple[Int64s, Int64s]:
     return input_ids.reshape(-1, width).astype(np.int64), labels.reshape(-1, width).astype(np.int64)
 
 
+def trim_padding(input_ids_BT: Int64s, labels_BT: Int64s) -> tuple[Int64s, Int64s]:
+    """The same rows without the columns in which nothing counts any more: short documents in long windows cost what they hold."""
+    counted_T = (labels_BT != IGNORED).any(0)
+    width = max(2, int(counted_T.nonzero()[0][-1]) + 1 if counted_T.any() else 2)
+    return np.ascontiguousarray(input_ids_BT[:, :width]), np.ascontiguousarray(labels_BT[:, :width])
+
+
 def windows(tokenizer: Tokenizer, texts: Iterable[str], length: int) -> tuple[Integers, Integers]:
     """(input_ids_NT, labels_NT): each text with its end-of-text, cut in windows of `length`, the last one padded with end-of-text.
 

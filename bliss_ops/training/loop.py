@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from upath import UPath
 
+from bliss_ops.corpus.validation import trim_padding
 from bliss_ops.models.language import read_tensors, token_loss_sums, write_tensors
 from bliss_ops.training.device import autocast
 from bliss_ops.training.metrics import StepMetrics
@@ -107,9 +108,10 @@ def mean_token_loss(
     sums, counts = [], []
     for begin in range(0, len(input_ids_NT), batch_sequences):
         rows = slice(begin, begin + batch_sequences)
+        input_ids_BT, labels_BT = trim_padding(input_ids_NT[rows], labels_NT[rows])
         with autocast(device):
-            logits_BTV = model(input_ids=torch.from_numpy(input_ids_NT[rows]).to(device)).logits
-        sum_B, count_B = token_loss_sums(logits_BTV, torch.from_numpy(labels_NT[rows]).to(device))
+            logits_BTV = model(input_ids=torch.from_numpy(input_ids_BT).to(device)).logits
+        sum_B, count_B = token_loss_sums(logits_BTV, torch.from_numpy(labels_BT).to(device))
         sums.append(sum_B.double().cpu().numpy())
         counts.append(count_B.cpu().numpy())
     model.train(was_training)

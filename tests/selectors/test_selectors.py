@@ -49,7 +49,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> SelectorInputs:
         ingest={"sequence_length": LENGTH},
         proxy={"shape": "tiny-neox-64"},
         target={"shape": "tiny-neox-64"},
-        bilevel={"num_steps": 40, "batch_sequences": 32, "score_learning_rate": 1e-3, "checkpoint_every_steps": 15, "validation_batch_sequences": 32},
+        bilevel={
+            "num_steps": 40,
+            "batch_sequences": 32,
+            "score_learning_rate": 1e-3,
+            "checkpoint_every_steps": 15,
+            "validation_batch_sequences": 32,
+        },
         compute={"num_threads": 1},
     )
     reader = SequenceReader([shard_file(root / "sequences", shard) for shard in (0, 1)])
