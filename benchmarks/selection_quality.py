@@ -26,7 +26,9 @@ AUC_BY_SOURCE = """
 with labelled as (
     select s.score, p.source in (select unnest($near)) as near
     from all_scores s
-    join (select distinct sequence_set, sequence_id, source from sequence_documents) p using (sequence_set, sequence_id)
+    join score_runs r using (score_run_id)
+    join (select distinct sequence_set, sequence_id, source from sequence_documents) p
+        on p.sequence_set = r.sequence_set and p.sequence_id = s.sequence_id
     where s.score_run_id = $score_run and (p.source in (select unnest($near)) or p.source in (select unnest($far)))
 ), ranked as (
     select near, rank() over (order by score) + (count(*) over (partition by score) - 1) / 2.0 as midrank from labelled

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bliss_ops import __version__, pipeline
-from bliss_ops.config import IngestConfig, Recipe, RunConfig, load_recipe, parse
-from bliss_ops.lake import Corpus, Lake, Run, write_json
+from bliss_ops.config import Recipe, load_recipe
+from bliss_ops.configure import configure_corpus, configure_run
+from bliss_ops.lake import Lake, Run
 from bliss_ops.sharding import ShardMapper, map_locally
 
 log = logging.getLogger("bliss")
@@ -158,33 +159,6 @@ def _leave_up() -> bool:
     except (EOFError, KeyboardInterrupt):
         return False
     return answer.strip().lower() in ("y", "yes")
-
-
-def configure_corpus(lake: Lake, recipe: Recipe) -> Corpus:
-    """Write `corpora/<name>/config.json`, or check that the one there is the same."""
-    corpus = lake.corpus(recipe.ingest.corpus)
-    _write_config(corpus.path / "config.json", recipe.ingest, IngestConfig)
-    return corpus
-
-
-def configure_run(
-    lake: Lake, recipe: Recipe, recipe_name: str, method: str, seed: int, *, name: str | None = None, compare_with: Sequence[str] = ()
-) -> Run:
-    """Write `runs/<name>/config.json`, or check that the one there is the same."""
-    from bliss_ops.selectors import check_method
-
-    stem = Path(recipe_name).stem
-    values = recipe.model_dump() | {
-        "name": name or f"{stem}-{check_method(method)}-s{seed}",
-        "recipe": stem,
-        "method": check_method(method),
-        "seed": seed,
-        "compare_with": tuple(compare_with),
-    }
-    config = parse(RunConfig, values, where="run")
-    run = lake.run(config.name)
-    _write_config(run.path / "config.json", config, RunConfig)
-    return run
 
 
 def configure_corpus_only(arguments: argparse.Namespace) -> int:
@@ -331,23 +305,6 @@ def _work(group: tuple[int, int] | None = None) -> pipeline.Work:
 
         mapper = map_on_ray
     return pipeline.Work(group, mapper)
-
-
-def _write_config(path: Any, config: Recipe | IngestConfig, model: type[Any]) -> None:
-    """Write `config`, or compare with the one there.
-
-    Raises:
-        ValueError: a different config is there; the message lists the fields.
-    """
-    from bliss_ops.config import identity
-    from bliss_ops.manifest import differences
-
-    if path.exists():
-        there = parse(model, path.read_bytes(), where=str(path))
-        if changes := differences(identity(there), identity(config)):
-            listing = "\n".join(f"  {change}" for change in changes)
-            raise ValueError(f"{path} was written with other settings:\n{listing}\nPut the settings back, or choose another name.")
-    write_json(path, config.model_dump(mode="json"))
 
 
 def _first_line(stage: pipeline.Stage) -> str:

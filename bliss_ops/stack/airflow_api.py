@@ -106,8 +106,7 @@ class AirflowApi:
         query = urllib.parse.urlencode({"map_index": task.map_index, "full_content": "true"})
         path = f"{_run_path(dag_id, run_id)}/taskInstances/{_quote(task.task_id)}/logs/{max(task.try_number, 1)}?{query}"
         content = self._call("GET", path)["content"]
-        events = [item["event"] if isinstance(item, dict) else str(item) for item in content]
-        return [line for event in events for line in event.splitlines() if line.strip() and not line.startswith("::")]
+        return [line for item in content for line in _log_lines(item) if line.strip() and not line.startswith("::")]
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         if not self._token:
@@ -142,6 +141,14 @@ def _run_path(dag_id: str, run_id: str) -> str:
 
 def _quote(text: str) -> str:
     return urllib.parse.quote(text, safe="")
+
+
+def _log_lines(item: Any) -> list[str]:
+    """Lines of one structured log entry; the message of an exception is beside the entry's own text."""
+    if not isinstance(item, dict):
+        return str(item).splitlines()
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in item.get("error_detail") or ()]
+    return "\n".join([item["event"], *errors]).splitlines()
 
 
 def _detail(body: bytes) -> str:

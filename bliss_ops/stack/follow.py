@@ -39,12 +39,13 @@ class DagRun:
     log_read_at: float = 0.0
 
 
-def follow(api: AirflowApi, dag_runs: Sequence[tuple[str, str]], *, output: TextIO = sys.stdout) -> bool:
+def follow(api: AirflowApi, dag_runs: Sequence[tuple[str, str]], *, output: TextIO | None = None) -> bool:
     """Watch `dag_runs` (DAG id, run id) and the rounds they trigger until all have ended; True when all are green.
 
     Raises:
         RuntimeError: Airflow does not answer for a minute.
     """
+    output = output or sys.stdout
     runs = [DagRun(*dag_run) for dag_run in dag_runs]
     seen: dict[tuple[str, str], str] = {}
     begun = last_answer = time.monotonic()

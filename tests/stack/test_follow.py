@@ -14,6 +14,9 @@ from bliss_ops.stack.airflow_api import AirflowApi, AirflowError
 from bliss_ops.stack.follow import follow
 
 
+FAILURE = {"event": "Task failed", "error_detail": [{"exc_type": "StageFailed", "exc_value": "`bliss score` failed:\n  no such run"}]}
+
+
 class Airflow(BaseHTTPRequestHandler):
     """Plays a script: each DAG run's states, one per time it is asked for."""
 
@@ -50,7 +53,7 @@ class Airflow(BaseHTTPRequestHandler):
             self.asked[run_id] = self.asked.get(run_id, 0) + 1
             return self.answer(200, {"task_instances": tasks})
         if "/logs/" in rest:
-            return self.answer(200, {"content": [{"event": "::group::Pre"}, *({"event": f"line {i}"} for i in range(40))]})
+            return self.answer(200, {"content": [{"event": "::group::Pre"}, *({"event": f"line {i}"} for i in range(40)), FAILURE]})
         return self.answer(200, {"state": state})
 
     def answer(self, status: int, body: Any) -> None:
@@ -112,8 +115,8 @@ def test_a_failure_shows_the_end_of_the_failing_tasks_log(api: AirflowApi) -> No
     assert not follow(api, [("bliss_round", "good-round-01"), ("bliss_round", "bad-round-01")], output=output)
     text = output.getvalue()
     assert "bad-round-01 failed in score [3]" in text
-    assert text.count("  line ") == 30
-    assert text.endswith("  line 39\n")
+    assert text.count("  line ") == 27
+    assert text.endswith("  Task failed\n  StageFailed: `bliss score` failed:\n    no such run\n")
 
 
 def test_a_taken_run_id_gets_a_number(api: AirflowApi) -> None:

@@ -1,0 +1,50 @@
+"""From a recipe to the `config.json` of a corpus or run: written once, compared ever after."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from upath import UPath
+
+from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity, parse
+from bliss_ops.lake import Corpus, Lake, Run, write_json
+from bliss_ops.manifest import differences
+from bliss_ops.selectors import check_method
+
+
+def configure_corpus(lake: Lake, recipe: Recipe) -> Corpus:
+    """Write `corpora/<name>/config.json`, or check that the one there is the same."""
+    corpus = lake.corpus(recipe.ingest.corpus)
+    _write_config(corpus.path / "config.json", recipe.ingest, IngestConfig)
+    return corpus
+
+
+def configure_run(
+    lake: Lake, recipe: Recipe, recipe_name: str, method: str, seed: int, *, name: str | None = None, compare_with: Sequence[str] = ()
+) -> Run:
+    """Write `runs/<name>/config.json`, or check that the one there is the same."""
+    stem = Path(recipe_name).stem
+    values = recipe.model_dump() | {
+        "name": name or f"{stem}-{check_method(method)}-s{seed}",
+        "recipe": stem,
+        "method": check_method(method),
+        "seed": seed,
+        "compare_with": tuple(compare_with),
+    }
+    config = parse(RunConfig, values, where="run")
+    run = lake.run(config.name)
+    _write_config(run.path / "config.json", config, RunConfig)
+    return run
+
+
+def _write_config(path: UPath, config: IngestConfig | RunConfig, model: type[IngestConfig] | type[RunConfig]) -> None:
+    """Write `config`, or compare with the one there.
+
+    Raises:
+        ValueError: a different config is there; the message lists the fields.
+    """
+    if path.exists():
+        there = parse(model, path.read_bytes(), where=str(path))
+        if changes := differences(identity(there), identity(config)):
+            listing = "\n".join(f"  {change}" for change in changes)
+            raise ValueError(f"{path} was written with other settings:\n{listing}\nPut the settings back, or choose another name.")
+    write_json(path, config.model_dump(mode="json"))
