@@ -11,6 +11,7 @@ from typing import Any
 from airflow.sdk import Param
 
 from bliss_ops.config import RECIPES, Recipe, RunConfig, load_recipe
+from bliss_ops.selectors import known_methods
 
 DEFAULT_RECIPE = "demo"
 NAMING = ("recipe", "method", "seed", "round", "name", "compare_with")  # fields of a form that are not settings of the recipe
@@ -27,7 +28,7 @@ def round_params() -> dict[str, Param]:
     fields = RunConfig.model_json_schema()["properties"]
     return {
         "recipe": _recipe_param(),
-        "method": Param("bliss", type="string", minLength=1, title="Method", description=fields["method"]["description"]),
+        "method": Param("bliss", type="string", enum=known_methods(), title="Method", description=fields["method"]["description"]),
         "seed": Param(0, type="integer", minimum=0, maximum=2**31 - 1, title="Seed", description=fields["seed"]["description"]),
         "round": Param(1, type="integer", minimum=1, title="Round", description="Round to run; the next one is triggered when it is done."),
         "name": Param(None, type=["null", "string"], title="Run name", description=fields["name"]["description"]),

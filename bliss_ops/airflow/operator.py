@@ -41,7 +41,7 @@ class BlissStageOperator(BaseOperator):
         subject: the corpus or run it is for.
         round_number: of a round's stage.
         group: `K/N` for one group of shards.
-        trains: whether the stage wants a whole GPU (or all of BLISS_TRAINING_CPUS) for itself, so that two runs take turns.
+        trains: whether the stage claims a GPU (or BLISS_TRAINING_CPUS), so that more runs than there is room for take turns.
     """
 
     template_fields: Sequence[str] = ("subject", "round_number", "group")

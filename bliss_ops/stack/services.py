@@ -172,7 +172,7 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
         **{f"AIRFLOW__{name}": str(value) for name, value in settings.items()},
         "AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection),
         "BLISS_RETRY_SECONDS": "2",
-        "BLISS_TRAINING_CPUS": str(os.cpu_count() or 1),
+        "BLISS_TRAINING_CPUS": str(max(1, (os.cpu_count() or 1) // 2)),  # a run and its baseline side by side
         "BLISS_TRAINING_GPUS": str(min(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))),
     }
 

@@ -13,7 +13,6 @@ from bliss_ops.stack import follow as follow_module
 from bliss_ops.stack.airflow_api import AirflowApi, AirflowError
 from bliss_ops.stack.follow import follow
 
-
 FAILURE = {"event": "Task failed", "error_detail": [{"exc_type": "StageFailed", "exc_value": "`bliss score` failed:\n  no such run"}]}
 
 

@@ -11,6 +11,9 @@ from urllib.error import URLError
 import psutil
 import pytest
 
+from bliss_ops.cli import configure_corpus
+from bliss_ops.config import load_recipe
+from bliss_ops.cli import main
 from bliss_ops.lake import Lake
 from bliss_ops.manifest import read_manifest
 from bliss_ops.stack import local, processes, run_in_airflow
@@ -70,7 +73,20 @@ def test_the_smoke_recipe_goes_through_although_a_task_is_killed(state: State, l
         assert (run.report / "index.html").exists()
 
 
+def test_airflow_and_one_process_write_the_same_files(lake: Lake, tmp_path: Path) -> None:
+    """Needs the run of the test before: Ray actors and jobs there, plain loops in this process here."""
+    assert main(["run", "smoke", "--lake", str(tmp_path / "alone")]) == 0
+    alone = Lake.open(tmp_path / "alone")
+    for manifest_file in sorted((alone.root / "runs").glob("**/manifest.json")) + sorted((alone.root / "corpora").glob("**/manifest.json")):
+        here = read_manifest(manifest_file.parent, made_by="")
+        there = read_manifest(lake.root / here.artifact, made_by="")
+        assert there.fingerprint == here.fingerprint, here.artifact
+        if here.stage != "report":
+            assert there.outputs == here.outputs, here.artifact
+
+
 def test_a_changed_setting_fails_and_shows_the_difference(state: State, lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_corpus(lake, load_recipe("smoke"))
     assert run_in_airflow("smoke", ["random"], 0, {"ingest.sequence_length": 128}, lake, state.layout.state_dir) == 1
     output = capsys.readouterr().out
     assert "failed in configure" in output
@@ -101,7 +117,9 @@ def test_taken_ports_are_stepped_around(lake: Lake, tmp_path: Path) -> None:
     from bliss_ops.stack import services
 
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind((services.HOST, services.DEFAULT_PORTS["airflow"]))
+        squatter.listen()
         ports = services.choose_ports()
     assert ports["airflow"] != services.DEFAULT_PORTS["airflow"]
     assert len(set(ports.values())) == len(ports)
