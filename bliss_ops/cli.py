@@ -121,6 +121,8 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     overrides = _overrides(arguments, source=arguments.source)
     if arguments.airflow:
         return _run_in_airflow(arguments, methods, overrides)
+    from bliss_ops import report
+
     lake = Lake.open(arguments.lake)
     recipe = load_recipe(arguments.recipe, overrides)
     corpus = configure_corpus(lake, recipe)
@@ -132,7 +134,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
         for round_number in range(1, recipe.num_rounds + 1):
             pipeline.run_round(lake, runs[-1].name, round_number, _work())
     for run in runs:
-        sys.stdout.write(f"report of {run.name}: {run.report / 'index.html'}\n")
+        sys.stdout.write(report.headline(run))
     return 0
 
 

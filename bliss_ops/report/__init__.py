@@ -4,6 +4,7 @@ Asked of the run's own files (facts.py, curves.py), drawn as inline SVG (charts.
 What is missing (a comparison that is not finished, a method without training curves) is said in one line where it would have been.
 """
 
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +23,16 @@ from bliss_ops.report.facts import Facts, Source
 HERE = Path(__file__).parent
 MOST_SOURCES = 40
 STAGES = ("selector", "scores", "selection", "subset", "pretrain", "evaluation")
+
+
+def headline(run: Run) -> str:
+    """Two lines for a terminal from the run's `summary.json`: what came out, and where the page is."""
+    summary = json.loads((run.report / "summary.json").read_text())
+    line = f"{run.name}: held-out loss {summary['validation_loss']:.3f} (perplexity {summary['perplexity']:.1f})"
+    if summary["difference"] is not None:
+        line += f", {abs(summary['difference']):.3f} {'below' if summary['difference'] < 0 else 'above'} {summary['compared_with']}"
+    line += f"; {summary['num_selected']:,} of {summary['num_candidates']:,} sequences kept"
+    return f"{line}\n  report {run.report / 'index.html'}\n"
 
 
 def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bliss_ops import pipeline
+from bliss_ops import pipeline, report
 from bliss_ops.config import RECIPES, load_recipe
 from bliss_ops.lake import Lake
 from bliss_ops.stack.airflow_api import AirflowApi
@@ -48,7 +48,7 @@ def run_in_airflow(recipe: str, methods: Sequence[str], seed: int, overrides: Ma
     for name in names:  # a run may have ended before the ones it is compared with
         run = lake.run(name)
         pipeline.report(run, settings.num_rounds)
-        sys.stdout.write(f"report of {name}: {run.report / 'index.html'}\n")
+        sys.stdout.write(report.headline(run))
     return 0
 
 

@@ -11,9 +11,8 @@ from urllib.error import URLError
 import psutil
 import pytest
 
-from bliss_ops.cli import configure_corpus
+from bliss_ops.cli import configure_corpus, main
 from bliss_ops.config import load_recipe
-from bliss_ops.cli import main
 from bliss_ops.lake import Lake
 from bliss_ops.manifest import read_manifest
 from bliss_ops.stack import local, processes, run_in_airflow
