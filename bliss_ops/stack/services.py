@@ -87,6 +87,7 @@ def shared_environment(layout: Layout) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         MARKER: layout.marker,
         "BLISS_LAKE": layout.lake,
+        "TMPDIR": str(layout.ray_temp),  # short, and removed with everything in it
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
         "RAY_USAGE_STATS_ENABLED": "0",
