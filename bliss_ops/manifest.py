@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from bliss_ops.lake import Lake, write_json
-from bliss_ops.sharding import ShardMapper, map_locally
+from bliss_ops.sharding import Output, ShardMapper, ShardRecord, map_locally
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +32,6 @@ Metrics = dict[str, Any]
 
 class ArtifactMismatchError(ValueError):
     """The artifact exists, made from other settings or inputs."""
-
-
-class Output(BaseModel):
-    """One file of an artifact; `path` is relative to its directory."""
-
-    path: str
-    bytes: int
-    sha256: str
-    rows: int | None = None
-
-
-class ShardRecord(BaseModel):
-    """What one shard's worker wrote: its files and its counts."""
-
-    shard: int
-    outputs: list[Output]
-    metrics: dict[str, int | float] = Field(default_factory=dict)
 
 
 class Manifest(BaseModel):

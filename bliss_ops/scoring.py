@@ -13,7 +13,8 @@ from upath import UPath
 from bliss_ops import schemas, selectors
 from bliss_ops.config import RunConfig
 from bliss_ops.lake import shard_file, write_parquet
-from bliss_ops.manifest import Metrics, ShardRecord, describe, sum_metrics
+from bliss_ops.manifest import Metrics, describe, sum_metrics
+from bliss_ops.sharding import ShardRecord
 
 log = logging.getLogger(__name__)
 

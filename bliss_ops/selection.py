@@ -17,7 +17,8 @@ from upath import UPath
 from bliss_ops import schemas
 from bliss_ops.config import RunConfig
 from bliss_ops.lake import atomic_file, shard_file, write_parquet
-from bliss_ops.manifest import ShardRecord, describe
+from bliss_ops.manifest import describe
+from bliss_ops.sharding import ShardRecord
 
 log = logging.getLogger(__name__)
 

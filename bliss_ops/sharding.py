@@ -1,4 +1,4 @@
-"""Shards: how sequence ids name them, how groups of them are written down, and who works through them.
+"""Shards: how ids name them, the record of a finished one, groups of them, and who works through them.
 
 A mapper runs one worker per process over many shards. `map_locally` does it in this process; `bliss_ops.ray.shards.map_on_ray`
 does the same on a cluster. Both give the same files, because a shard's content never depends on who made it.
@@ -7,25 +7,42 @@ does the same on a cluster. Both give the same files, because a shard's content 
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from bliss_ops.manifest import ShardRecord
+from pydantic import BaseModel, Field
 
 log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 10_000_000  # sequence_id = shard * ROWS_PER_SHARD + row; document_id likewise
 
-Worker = Callable[[int], "ShardRecord"]
+
+class Output(BaseModel):
+    """One file of an artifact; `path` is relative to the directory."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class ShardRecord(BaseModel):
+    """What one shard's worker wrote: its files and its counts."""
+
+    shard: int
+    outputs: list[Output]
+    metrics: dict[str, int | float] = Field(default_factory=dict)
+
+
+Worker = Callable[[int], ShardRecord]
 
 
 class ShardMapper(Protocol):
     """Runs workers over shards; yields each shard's record as soon as its files are committed, in any order."""
 
-    def __call__(self, make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str) -> "Iterator[ShardRecord]": ...
+    def __call__(self, make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str) -> Iterator[ShardRecord]: ...
 
 
-def map_locally(make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str) -> "Iterator[ShardRecord]":
+def map_locally(make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str) -> Iterator[ShardRecord]:
     """One worker, in this process, shard after shard."""
     if not shards:
         return

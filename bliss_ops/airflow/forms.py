@@ -68,7 +68,7 @@ def configure_arguments(subcommand: str, params: Mapping[str, Any]) -> list[str]
 def _recipe_param() -> Param:
     names = sorted(path.stem for path in RECIPES.glob("*.toml"))
     descriptions = {name: load_recipe(name).description for name in names}
-    text = "\n".join(f"- **{name}**: {descriptions[name]}" for name in names)
+    text = "\n".join(f"- **{name}**: {descriptions[name]}" for name in names).replace("`", "")  # code spans overlap the lines above
     return Param(DEFAULT_RECIPE, type="string", enum=names, title="Recipe", description_md=text)
 
 

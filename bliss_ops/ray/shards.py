@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bliss_ops.sharding import Progress, Worker
 
 if TYPE_CHECKING:
-    from bliss_ops.manifest import ShardRecord
+    from bliss_ops.sharding import ShardRecord
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -157,11 +156,13 @@ def _start(state: State) -> None:
     _migrate(layout, environment)
     for name, command in services.airflow_commands(layout).items():
         _start_service(state, name, command, environment)
+    # Our own processes, not any that answer: another stack may have taken the port since it was chosen.
+    chosen = {layout.ports["airflow"], layout.ports["ray_jobs"]}
+    _wait_for(state, "Airflow and Ray to listen on their ports", lambda: processes.listening_ports(state.services, layout.marker) >= chosen)
     _wait_for(state, "Airflow's parts to be healthy", lambda: _is_healthy(state.layout))
     api = state.api
     api.make_pool(SCORE_STORE_POOL, 1, "The score store has one writer at a time.")
     _wait_for(state, "the DAGs to appear", lambda: api.dag_ids() >= DAG_IDS or _no_import_errors(api))
-    _wait_for(state, "Ray's Jobs API", lambda: _listens(services.HOST, layout.ports["ray_jobs"]))
 
 
 def _start_service(state: State, name: str, command: list[str], environment: dict[str, str]) -> None:
@@ -207,14 +208,6 @@ def _no_import_errors(api: AirflowApi) -> bool:
     if errors := api.import_errors():
         raise RuntimeError("a DAG cannot be imported:\n" + "\n".join(errors))
     return False
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def _remove_ray_temp(path: Path) -> None:

@@ -4,6 +4,7 @@ Each server leads a session of its own, recorded as pid + creation time. Its des
 marker in their environment (Ray puts every job's command in a new session, so a process group alone would miss them).
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -66,6 +67,17 @@ def living(services: Sequence[Service], marker: str) -> "list[psutil.Process]":
             found |= {child.pid: child for child in _children(process)}
     found.pop(os.getpid(), None)
     return [process for process in found.values() if _is_alive(process)]
+
+
+def listening_ports(services: Sequence[Service], marker: str) -> set[int]:
+    """TCP ports that the services' processes listen on."""
+    import psutil
+
+    ports: set[int] = set()
+    for process in living(services, marker):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
+            ports |= {c.laddr.port for c in process.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN}
+    return ports
 
 
 def end(services: Sequence[Service], marker: str) -> int:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from bliss_ops.manifest import ShardRecord
+from bliss_ops.sharding import ShardRecord
 
 
 def count_workers(directory: str) -> Callable[[int], ShardRecord]:

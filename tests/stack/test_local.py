@@ -79,8 +79,8 @@ def test_airflow_and_one_process_write_the_same_files(lake: Lake, tmp_path: Path
     for manifest_file in sorted((alone.root / "runs").glob("**/manifest.json")) + sorted((alone.root / "corpora").glob("**/manifest.json")):
         here = read_manifest(manifest_file.parent, made_by="")
         there = read_manifest(lake.root / here.artifact, made_by="")
-        assert there.fingerprint == here.fingerprint, here.artifact
         if here.stage != "report":
+            assert there.fingerprint == here.fingerprint, here.artifact
             assert there.outputs == here.outputs, here.artifact
 
 
