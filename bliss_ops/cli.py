@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from bliss_ops import __version__, pipeline
-from bliss_ops.config import Recipe, load_recipe
+from bliss_ops.config import EMBEDDED, Recipe, load_recipe
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.lake import Lake, Run
 from bliss_ops.sharding import ShardMapper, map_locally
 
 log = logging.getLogger("bliss")
 
+ADDRESSES = ("ingest.source", "ingest.tokenizer", "ingest.validation.source")  # settings that may be local paths
 METHODS = ("random", "bliss")  # what `bliss run` runs when no method is named: the baseline first
 
 
@@ -278,11 +279,18 @@ def _overrides(arguments: argparse.Namespace, source: str | None = None) -> dict
         shortcuts |= {"ingest.validation.source": validation, "ingest.validation.name": _label(validation)}
     if source is not None and shortcuts["ingest.corpus"] is None and "ingest.corpus" not in overrides:
         shortcuts["ingest.corpus"] = _label(source)
-    return {key: value for key, value in shortcuts.items() if value is not None} | overrides
+    overrides = {key: value for key, value in shortcuts.items() if value is not None} | overrides
+    return overrides | {key: _absolute(overrides[key]) for key in ADDRESSES if key in overrides}
 
 
 def _recipe(name: str, arguments: argparse.Namespace, source: str | None = None) -> Recipe:
     return load_recipe(name, _overrides(arguments, source))
+
+
+def _absolute(address: Any) -> Any:
+    """A local path as seen from everywhere: a Ray job or a task of Airflow has another working directory."""
+    is_local = isinstance(address, str) and address and address != EMBEDDED and "://" not in address
+    return str(Path(address).absolute()) if is_local else address
 
 
 def _value(text: str) -> Any:

@@ -72,6 +72,15 @@ def test_a_source_that_matches_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     )
 
 
+def test_local_paths_are_stored_so_that_other_processes_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["--set", "ingest.source=data/*.json.gz", "--set", "ingest.validation.source=s3://bucket/v.jsonl"]
+    assert main(["configure-corpus", "smoke", *settings, "--lake", "lake"]) == 0
+    config = Lake.open(tmp_path / "lake").corpus("smoke").config
+    assert config.source == str(tmp_path / "data" / "*.json.gz")
+    assert config.validation.source == "s3://bucket/v.jsonl"
+
+
 def test_no_validation_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard = tmp_path / "text.jsonl"
     shard.write_text("".join(json.dumps({"text": "some ordinary words of prose " * 20}) + "\n" for _ in range(50)))
