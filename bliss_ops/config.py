@@ -82,7 +82,9 @@ class ProxyConfig(ModelConfig):
     """The small LM that stands in for the target; the score model shares its backbone."""
 
     shape: str = Field(default="pythia-31m", description="Shape of the proxy model and of the score model's backbone.")
-    warmup_steps: int = Field(default=10_000, ge=0, description="Optimizer steps on random data before the first round.")
+    warmup_steps: int = Field(
+        default=10_000, ge=0, description="Optimizer steps on random data before the first round, with the batch size of pretraining."
+    )
     warmup_learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate of the warm-up.")
 
 

@@ -87,8 +87,9 @@ def window(run: Run, round_number: int) -> list[int]:
     return sorted(int(shard) for shard in permutation[(round_number - 1) * size : round_number * size])
 
 
-def window_identity(config: RunConfig, round_number: int) -> list[int | None]:
-    return [round_number, config.num_rounds, config.window_shards]
+def window_identity(config: RunConfig, round_number: int) -> dict[str, int | None]:
+    """What decides the window of a round; with `window_shards` set, more rounds can follow without changing the earlier ones."""
+    return {"round": round_number, "shards": config.window_shards, "of_rounds": None if config.window_shards else config.num_rounds}
 
 
 def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 from upath import UPath
 
 from bliss_ops import selectors
-from bliss_ops.config import ModelConfig
+from bliss_ops.config import ProxyConfig, TargetConfig
 from bliss_ops.corpus import tokenizer
 from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.lake import Run, shard_file
@@ -28,34 +28,31 @@ def warm_up(run: Run, directory: UPath) -> tuple[list[str], dict[str, Any]]:
     config = run.config
     sequences = read_manifest(run.corpus.sequences, made_by=f"bliss pack {run.corpus.name}")
     reader = SequenceReader([shard_file(run.corpus.sequences, shard) for shard in sequences.shards])
-    settings = config.pretraining
-    metrics = _warm_up(
-        run, reader, directory, TARGET, config.target, config.target.warmup_steps, settings.batch_sequences, settings.learning_rate
-    )
-    if not selectors.uses_proxy(config.method):
-        return [TARGET], metrics
-    proxy, batch = config.proxy, config.bilevel.batch_sequences
-    metrics |= _warm_up(run, reader, directory, PROXY, proxy, proxy.warmup_steps, batch, proxy.warmup_learning_rate)
-    return [TARGET, PROXY], metrics
+    metrics = {"target": _warm_up(run, reader, directory / TARGET, config.target, config.pretraining.learning_rate)}
+    if selectors.uses_proxy(config.method):
+        metrics["proxy"] = _warm_up(run, reader, directory / PROXY, config.proxy, config.proxy.warmup_learning_rate)
+    return [PROXY, TARGET] if "proxy" in metrics else [TARGET], metrics
 
 
-def _warm_up(
-    run: Run, reader: SequenceReader, directory: UPath, file: str, model: ModelConfig, num_steps: int, batch_sequences: int, peak: float
-) -> dict[str, Any]:
-    config, name = run.config, "proxy" if file == PROXY else "target"
-    settings = config.pretraining
+def _warm_up(run: Run, reader: SequenceReader, checkpoint: UPath, model: ProxyConfig | TargetConfig, peak: float) -> dict[str, Any]:
+    config, settings = run.config, run.config.pretraining
+    name = "proxy" if checkpoint.name == PROXY else "target"
     state = new_state(config, model, tokenizer.vocab_size(run.corpus))
-    tokens_per_step = batch_sequences * config.ingest.sequence_length
-    log.info("warm up %s of %s: %s, %s parameters, %d steps", name, run.name, model.shape, f"{count_parameters(state):,}", num_steps)
+    tokens_per_step = settings.batch_sequences * config.ingest.sequence_length
+    log.info(
+        "warm up %s of %s: %s, %s parameters, %d steps", name, run.name, model.shape, f"{count_parameters(state):,}", model.warmup_steps
+    )
     train_resumably(
         state,
-        lambda step: reader.batch(step, batch_sequences, config.seed)[1],
-        num_steps,
-        directory / file,
+        lambda step: reader.batch(step, settings.batch_sequences, config.seed)[1],
+        model.warmup_steps,
+        checkpoint,
         learning_rate=lambda step: warmup_stable(step, peak=peak, warmup_steps=settings.warmup_steps),
         checkpoint_every_steps=settings.checkpoint_every_steps,
         micro_batch_sequences=settings.micro_batch_sequences,
         max_gradient_norm=settings.max_gradient_norm,
-        metrics=StepMetrics(directory / f"{name}-metrics.jsonl", f"warm up {name} of {run.name}", num_steps, tokens_per_step),
+        metrics=StepMetrics(
+            checkpoint.parent / f"{name}-metrics.jsonl", f"warm up {name} of {run.name}", model.warmup_steps, tokens_per_step
+        ),
     )
-    return {f"{name}_parameters": count_parameters(state), f"{name}_steps": num_steps}
+    return {"parameters": count_parameters(state), "num_steps": model.warmup_steps}
