@@ -9,9 +9,11 @@ import errno
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEFAULT_LAKE = "lake"
+TEMPORARY = ".tmp"  # ending of a file that is being written
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Corpus:
     def path(self) -> UPath:
         return self.lake.root / "corpora" / self.name
 
-    @property
+    @cached_property
     def config(self) -> IngestConfig:
         return _read_config(
             IngestConfig, self.path / "config.json", f"corpus {self.name!r} is not in the lake {self.lake.root}: run `bliss ingest` first"
@@ -113,13 +116,13 @@ class Run:
     def path(self) -> UPath:
         return self.lake.root / "runs" / self.name
 
-    @property
+    @cached_property
     def config(self) -> RunConfig:
         return _read_config(
             RunConfig, self.path / "config.json", f"run {self.name!r} is not in the lake {self.lake.root}: run `bliss configure` first"
         )
 
-    @property
+    @cached_property
     def corpus(self) -> Corpus:
         return self.lake.corpus(self.config.ingest.corpus)
 
@@ -171,7 +174,7 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
     if path.protocol in ("", "file"):
         final = Path(path.path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=TEMPORARY, dir=final.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -187,6 +190,14 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
             temporary = Path(scratch) / path.name
             yield temporary
             path.fs.put_file(str(temporary), path.path)
+
+
+def sweep_temporary_files(directory: UPath, *, older_than_seconds: float = 3600.0) -> None:
+    """Remove what killed writers left below a local directory; younger files may belong to a writer that is alive."""
+    if directory.protocol in ("", "file"):
+        for file in Path(directory.path).rglob(f".*{TEMPORARY}"):
+            if time.time() - file.stat().st_mtime > older_than_seconds:
+                file.unlink(missing_ok=True)
 
 
 def write_bytes(path: UPath, data: bytes) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from upath import UPath
 
-from bliss_ops.lake import Lake, write_json
+from bliss_ops.lake import Lake, sweep_temporary_files, write_json
 from bliss_ops.sharding import Output, ShardMapper, ShardRecord, map_locally
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ class Artifact:
             begun = json.loads(path.read_text())
             self._check_same(begun["fingerprint"], begun["identity"], begun["inputs"])
             log.info("%s: resuming %s", self.stage, self.address)
+            sweep_temporary_files(self.directory)
         else:
             write_json(path, {"fingerprint": self.fingerprint, "identity": self.identity, "inputs": self.inputs, "begun_at": _now()})
 

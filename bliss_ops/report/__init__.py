@@ -142,7 +142,12 @@ def _training_charts(outer: list[Row]) -> list[tuple[str, str, Any]]:
             {"effective_sample_size": "effective sample size"},
             {"y_range": (0.0, 1.0), "format_y": lambda value: f"{value:.0%}"},
         ),
-        ("Hypergradient norm", "Size of the score model's gradient before clipping.", {"hypergradient_norm": "hypergradient norm"}, {}),
+        (
+            "Hypergradient norm",
+            "Size of the score model's gradient.",
+            {"hypergradient_norm": "hypergradient norm"},
+            {},
+        ),
         (
             "Alignment and score",
             "Rank correlation of the score with the measured influence: is the score model learning the right thing?",

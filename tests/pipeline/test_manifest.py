@@ -1,5 +1,6 @@
 """Artifacts: skipped when done, resumed when killed, refused when settings changed, repaired when a shard is gone."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,18 @@ def test_the_last_group_writes_the_manifest(lake: Lake) -> None:
     manifest = artifact(lake).produce_shards(Shards(lake.root / "thing").worker, [0, 1, 2], only=[1])
     assert manifest is not None
     assert manifest.shards == [0, 1, 2]
+
+
+def test_resuming_removes_what_killed_writers_left_but_not_what_others_are_writing(lake: Lake) -> None:
+    artifact(lake).begin()
+    directory = Path(lake.root.path) / "thing"
+    left, alive = directory / ".shard-00001.parquet.abc.tmp", directory / ".shard-00002.parquet.def.tmp"
+    for file in (left, alive):
+        file.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    artifact(lake).begin()
+    assert not left.exists()
+    assert alive.exists()
 
 
 def test_a_failed_write_leaves_neither_the_file_nor_a_temporary_one(tmp_path: Path) -> None:
