@@ -127,8 +127,8 @@ def test_killed_midway_and_run_again_gives_the_undisturbed_bytes(tmp_path):
 
 
 def test_another_document_limit_fails_with_the_difference(tmp_path):
-    corpus, _ = extract(tmp_path, {"a.json.gz": rows(3)})
-    configure(tmp_path / "lake", source=str(tmp_path / "in"), max_document_megabytes=1.0)
+    extract(tmp_path, {"a.json.gz": rows(3)})
+    corpus = configure(tmp_path / "lake", source=str(tmp_path / "in"), max_document_megabytes=1.0)
     with pytest.raises(ValueError, match=r"max_document_megabytes: was 10\.0, now 1\.0"):
         pipeline.extract(corpus)
 

@@ -46,15 +46,15 @@ def test_fields_have_the_bounds_of_the_settings(key: str, good: object, bad: obj
 
 @pytest.mark.parametrize("hostile", ["; rm -rf /", "$(reboot)", "a b\nc", "--lake=/elsewhere", "'\"`", "123", "null"])
 def test_a_hostile_value_stays_one_argument_and_text(hostile: str) -> None:
-    arguments = forms.configure_arguments("configure-corpus", FILLED | {"ingest.source": hostile})
-    assert len(arguments) == 3
+    arguments = forms.configure_arguments("configure-corpus", FILLED | {"ingest.corpus": hostile})
+    assert len(arguments) == len(forms.configure_arguments("configure-corpus", FILLED | {"ingest.corpus": "tame"}))
     assert shlex.split(shlex.join(arguments)) == arguments
 
     from bliss_ops import cli
 
     parsed = cli.build_parser().parse_args(arguments)
     assert parsed.recipe == "smoke"
-    assert cli._overrides(parsed)["ingest.source"] == hostile
+    assert cli._overrides(parsed)["ingest.corpus"] == hostile
 
 
 def test_a_hostile_run_name_cannot_become_an_option() -> None:
