@@ -60,16 +60,6 @@ def num_parameters(name: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def sequence_losses(model: "torch.nn.Module", input_ids_BT: "torch.Tensor", labels_BT: "torch.Tensor | None" = None) -> "torch.Tensor":
-    """Mean next-token cross-entropy of each sequence, in nats per token: shape B.
-
-    Labels of -100 do not count; without labels every token after the first does.
-    """
-    logits_BTV = model(input_ids=input_ids_BT).logits
-    sums_B, counts_B = token_loss_sums(logits_BTV, input_ids_BT if labels_BT is None else labels_BT)
-    return sums_B / counts_B.clamp(min=1)
-
-
 def token_loss_sums(logits_BTV: "torch.Tensor", labels_BT: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
     """Summed next-token cross-entropy of each sequence and the number of tokens in the sum, both of shape B."""
     import torch
