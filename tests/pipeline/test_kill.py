@@ -15,6 +15,7 @@ import pytest
 from bliss_ops.cli import main
 from bliss_ops.lake import Lake
 from bliss_ops.manifest import find_manifest
+from bliss_ops.pipeline import CORPUS_STAGES
 
 RUN = "smoke-bliss-s0"
 
@@ -34,24 +35,34 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+CORPUS = "corpora/smoke"
+ROUND = f"runs/{RUN}/round-01"
+
+
 @pytest.mark.parametrize(
     ("command", "artifact", "nth_fsync"),
     [
-        ("warm-up", "warmup", 4),
-        ("fit", "round-01/selector", 5),
-        ("score", "round-01/scores", 6),
-        ("select", "round-01/selection", 3),
-        ("materialize", "round-01/subset", 4),
-        ("pretrain", "round-01/pretrain", 5),
-        ("evaluate", "round-01/evaluation", 2),
+        ("discover", f"{CORPUS}/source", 6),
+        ("extract", f"{CORPUS}/documents", 9),
+        ("train-tokenizer", f"{CORPUS}/tokenizer-bpe512", 2),
+        ("pack", f"{CORPUS}/sequences-bpe512-64", 8),
+        ("prepare-validation", "validation/embedded-smoke-bpe512-64", 3),
+        ("warm-up", f"runs/{RUN}/warmup", 4),
+        ("fit", f"{ROUND}/selector", 5),
+        ("score", f"{ROUND}/scores", 6),
+        ("select", f"{ROUND}/selection", 3),
+        ("materialize", f"{ROUND}/subset", 4),
+        ("pretrain", f"{ROUND}/pretrain", 5),
+        ("evaluate", f"{ROUND}/evaluation", 2),
     ],
 )
 def test_a_killed_stage_ends_like_an_undisturbed_one(copied: Lake, command: str, artifact: str, nth_fsync: int) -> None:
-    directory = copied.run(RUN).path / artifact
+    directory = copied.root / artifact
     undisturbed = find_manifest(directory)
     assert undisturbed is not None
     shutil.rmtree(directory)
-    arguments = [command, RUN, "--round", "1", "--lake", str(copied.root)]
+    subject = ["smoke"] if command in {stage.command for stage in CORPUS_STAGES} else [RUN, "--round", "1"]
+    arguments = [command, *subject, "--lake", str(copied.root)]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     killed = subprocess.run(
         [sys.executable, "-c", DIE_IN_FSYNC, str(nth_fsync), *arguments], env=environment, capture_output=True, check=False
