@@ -6,6 +6,7 @@ object only when its upload completes.
 """
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from upath import UPath
 
@@ -39,7 +40,7 @@ class Lake:
         """The lake at `root`, else at `$BLISS_LAKE`, else `./lake`."""
         address = os.fspath(root) if root else os.environ.get("BLISS_LAKE", DEFAULT_LAKE)
         path = UPath(address)
-        return cls(UPath(Path(address).absolute()) if path.protocol in ("", "file") else path)
+        return cls(UPath(Path(address).absolute()) if is_local(path) else path)
 
     def corpus(self, name: str) -> "Corpus":
         return Corpus(self, check_name(name))
@@ -148,6 +149,11 @@ def tokenizer_name(config: IngestConfig) -> str:
     return check_name("".join(c if c.isalnum() or c in "._-" else "-" for c in name.lower()).lstrip(".-_") or "tokenizer")
 
 
+def is_local(path: UPath) -> bool:
+    """Whether `path` is on a disk of this machine, not on an object store."""
+    return path.protocol in ("", "file")
+
+
 def shard_file(directory: UPath, shard: int) -> UPath:
     return directory / f"shard-{shard:05d}.parquet"
 
@@ -171,7 +177,7 @@ def atomic_file(path: UPath) -> Iterator[Path]:
 
 @contextmanager
 def _local_file_for(path: UPath) -> Iterator[Path]:
-    if path.protocol in ("", "file"):
+    if is_local(path):
         final = Path(path.path)
         final.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=TEMPORARY, dir=final.parent)
@@ -194,10 +200,15 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
 
 def sweep_temporary_files(directory: UPath, *, older_than_seconds: float = 3600.0) -> None:
     """Remove what killed writers left below a local directory; younger files may belong to a writer that is alive."""
-    if directory.protocol in ("", "file"):
+    if is_local(directory):
         for file in Path(directory.path).rglob(f".*{TEMPORARY}"):
             if time.time() - file.stat().st_mtime > older_than_seconds:
                 file.unlink(missing_ok=True)
+
+
+def sha256_of(stream: IO[bytes]) -> str:
+    """Hex digest of what there is to read, in bounded memory."""
+    return hashlib.file_digest(cast("Any", stream), "sha256").hexdigest()  # every stream of fsspec has `readinto`, its type does not say so
 
 
 def write_bytes(path: UPath, data: bytes) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from upath import UPath
 
-from bliss_ops.lake import Lake, sweep_temporary_files, write_json
+from bliss_ops.lake import Lake, sha256_of, sweep_temporary_files, write_json
 from bliss_ops.sharding import Output, ShardMapper, ShardRecord, map_locally
 
 log = logging.getLogger(__name__)
@@ -227,13 +227,9 @@ def read_manifest(directory: UPath, *, made_by: str) -> Manifest:
 
 def describe(directory: UPath, file: str, rows: int | None = None) -> Output:
     """Size and sha256 of one written file."""
-    digest = hashlib.sha256()
-    size = 0
     with (directory / file).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return Output(path=file, bytes=size, sha256=digest.hexdigest(), rows=rows)
+        sha256 = sha256_of(stream)
+        return Output(path=file, bytes=stream.tell(), sha256=sha256, rows=rows)
 
 
 def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:

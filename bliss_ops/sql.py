@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Literal, get_args
 
 from upath import UPath
 
-from bliss_ops.lake import Lake, atomic_file
+from bliss_ops.lake import Lake, atomic_file, is_local
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -60,7 +60,7 @@ def open_snapshot(lake: Lake) -> "Iterator[DuckDBPyConnection]":
         )
     with TemporaryDirectory(prefix="bliss-sql-") as scratch:
         local = Path(snapshot.path)
-        if snapshot.protocol not in ("", "file"):
+        if not is_local(snapshot):
             local = Path(scratch) / snapshot.name
             snapshot.fs.get_file(snapshot.path, str(local))
         # In a database of its own memory, so that two connections of one process need not agree on their settings.

@@ -4,7 +4,6 @@ The list is sorted, and carries what identifies each file's content (size and sh
 whose source changed gets another digest. The embedded corpus is harvested here and listed like any other.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from bliss_ops.config import EMBEDDED, IngestConfig
 from bliss_ops.corpus import harvest
 from bliss_ops.corpus.addresses import Address, readable, resolve
 from bliss_ops.corpus.readers import ENDINGS
-from bliss_ops.lake import write_json
+from bliss_ops.lake import sha256_of, write_json
 from bliss_ops.manifest import Metrics
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def expand_addresses(source: str) -> list[Address]:
     with readable(source, root.scheme):
         paths, chosen_by_name = _list(root)
     known = [path for path in paths if path.split("?")[0].endswith(ENDINGS)]
-    unknown = [path for path in paths if path not in known]
+    unknown = [path for path in paths if not path.split("?")[0].endswith(ENDINGS)]
     if unknown and (chosen_by_name or not known):
         raise ValueError(f"{unknown[0]} cannot be read: files must end in {', '.join(ENDINGS)}")
     if not known:
@@ -109,11 +108,8 @@ def _describe(address: Address, listed_as: str) -> dict[str, Any]:
 
 
 def _sha256(address: Address) -> str:
-    digest = hashlib.sha256()
     with address.open() as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+        return f"sha256:{sha256_of(file)}"
 
 
 def _etag(info: dict[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from bliss_ops.lake import Run, shard_file
+from bliss_ops.lake import Run, is_local, shard_file
 from bliss_ops.manifest import read_manifest
 from bliss_ops.sharding import ROWS_PER_SHARD
 
@@ -135,7 +135,7 @@ class Facts:
         self.shards = scores.shards
         self.spans = _files(corpus.sequences / "spans", scores.shards)
         self.con: DuckDBPyConnection = duckdb.connect(":memory:", config={"temp_directory": scratch, "memory_limit": "2GB"})
-        if run.lake.root.protocol not in ("", "file"):
+        if not is_local(run.lake.root):
             self.con.register_filesystem(run.lake.root.fs)
         selected = [str(here / "selection" / output.path) for output in selection.outputs if output.path.endswith(".parquet")]
         parameters = {

@@ -32,15 +32,12 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
     from bliss_ops.models.score import ScoreModel
     from bliss_ops.training.device import choose_device
     from bliss_ops.training.metrics import StepMetrics
-    from bliss_ops.training.state import PROXY, TrainState, adamw, load_reference
+    from bliss_ops.training.state import PROXY, TrainState, adamw, load_reference, new_model
 
     config, settings = inputs.config, inputs.config.bilevel
     device = choose_device(config.compute)
     shape = {"shape": config.proxy.shape, "vocab_size": inputs.vocab_size, "sequence_length": config.ingest.sequence_length}
-    proxy_model = language.build(
-        config.proxy.shape, vocab_size=inputs.vocab_size, sequence_length=config.ingest.sequence_length, seed=config.seed
-    )
-    proxy_model.to(device)
+    proxy_model = new_model(config, config.proxy, inputs.vocab_size)
     proxy = TrainState(proxy_model, adamw(proxy_model, settings.proxy_learning_rate, 0.0))
     proxy.restore(language.read_tensors(inputs.warmup / PROXY))
     score_model = ScoreModel(copy.deepcopy(proxy_model), settings.score_head).to(device)

@@ -74,13 +74,14 @@ def _load_round(con: "DuckDBPyConnection", run: Run, round_number: int, counts: 
     if scores is None:
         return
     score_run_id = f"{run.name}/round-{round_number:02d}"
+    scored = set(scores.shards)
     sequence_set = f"{corpus.name}/{corpus.sequences.name}"
     for directory, kind, folder, owner, extra in (
         (corpus.documents, tables.DOCUMENTS, "", corpus.name, {}),
         (corpus.sequences, tables.SPANS, "spans/", sequence_set, {"corpus": corpus.name}),
     ):
         if manifest := find_manifest(directory):
-            files = {shard: file for shard, file in _shard_files(manifest, folder).items() if shard in set(scores.shards)}
+            files = {shard: file for shard, file in _shard_files(manifest, folder).items() if shard in scored}
             for shard, (path, sha256) in files.items():
                 _load_shard(con, kind, owner, shard, sha256, extra | {"file": str(directory / path)}, counts)
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bliss_ops.lake import Lake, atomic_file
+from bliss_ops.lake import Lake, atomic_file, is_local
 from bliss_ops.store import tables
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MEMORY_LIMIT = "2GB"  # enough for 50 million rows; the rest of the machine belo
 
 
 def is_remote(lake: Lake) -> bool:
-    return lake.root.protocol not in ("", "file")
+    return not is_local(lake.root)
 
 
 def working_file(lake: Lake) -> Path:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dict[str, Any]]:
-    """Train the target on the round's subset; returns the files written and the final training loss."""
+    """Train the target on the round's subset; returns the files written and what was trained on."""
     config, settings, here = run.config, run.config.pretraining, run.round(round_number)
     subset = read_manifest(here / "subset", made_by=f"bliss materialize {run.name} --round {round_number}")
     reader = SequenceReader([shard_file(here / "subset", shard) for shard in subset.shards])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from upath import UPath
 from bliss_ops.config import ModelConfig, RunConfig
 from bliss_ops.models import language
 from bliss_ops.training.device import choose_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PROXY = "proxy.safetensors"
 TARGET = "state.safetensors"  # in the warm-up and in every round, so a reference model is read the same way in all of them
@@ -40,11 +43,7 @@ class TrainState:
         Raises:
             ValueError: it belongs to a model of another shape.
         """
-        weights = {name.removeprefix(f"{prefix}model."): value for name, value in tensors.items() if name.startswith(f"{prefix}model.")}
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"the checkpoint belongs to a model of another shape: {error}") from error
+        _load_weights(self.model, tensors, prefix)
         for name, parameter in self.model.named_parameters():
             moments: dict[str, Any] = {moment: tensors.get(f"{prefix}{moment}.{name}") for moment in MOMENTS}
             if all(value is not None for value in moments.values()):
@@ -61,24 +60,27 @@ class TrainState:
         return [moment["exp_avg_sq"] / (1 - beta ** float(moment["step"])) for moment in moments]
 
 
-def new_state(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> TrainState:
-    """A freshly initialised model of the run's seed with its optimizer, on the run's device.
+def new_model(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> "PreTrainedModel":
+    """A freshly initialised model of the run's seed, on the run's device.
 
     Raises:
         ValueError: the tokenizer's vocabulary does not fit the shape.
     """
-    device = choose_device(config.compute)
-    model = language.build(model_config.shape, vocab_size=vocab_size, sequence_length=config.ingest.sequence_length, seed=config.seed).to(
-        device
-    )
+    device, length = choose_device(config.compute), config.ingest.sequence_length
+    return language.build(model_config.shape, vocab_size=vocab_size, sequence_length=length, seed=config.seed).to(device)
+
+
+def new_state(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> TrainState:
+    """`new_model` with the optimizer of pretraining."""
+    model = new_model(config, model_config, vocab_size)
     return TrainState(model, adamw(model, config.pretraining.learning_rate, config.pretraining.weight_decay))
 
 
 def load_reference(config: RunConfig, vocab_size: int, directory: UPath) -> nn.Module:
     """The target's current checkpoint (of the warm-up or of a round), frozen."""
-    state = new_state(config, config.target, vocab_size)
-    state.restore(language.read_tensors(directory / TARGET))
-    return state.model.eval().requires_grad_(False)
+    model: nn.Module = new_model(config, config.target, vocab_size)
+    _load_weights(model, language.read_tensors(directory / TARGET))
+    return model.eval().requires_grad_(False)
 
 
 def count_parameters(state: TrainState) -> int:
@@ -99,3 +101,12 @@ def step_with(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tenso
         parameter.grad = value
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def _load_weights(model: nn.Module, tensors: dict[str, torch.Tensor], prefix: str = "") -> None:
+    beginning = f"{prefix}model."
+    weights = {name.removeprefix(beginning): value for name, value in tensors.items() if name.startswith(beginning)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint belongs to a model of another shape: {error}") from error
