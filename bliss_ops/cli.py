@@ -16,7 +16,7 @@ from bliss_ops import __version__, pipeline
 from bliss_ops.config import EMBEDDED, Recipe, load_recipe
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.lake import Lake, Run
-from bliss_ops.sharding import ShardMapper, map_locally
+from bliss_ops.selectors import check_method
 
 log = logging.getLogger("bliss")
 
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--source", help="C4-format shards instead of the recipe's")
     run.add_argument("--validation", help="JSON lines with the text that defines 'good'")
     run.add_argument("--corpus", help="name of the corpus in the lake")
-    run.add_argument("--methods", default=",".join(METHODS), help="selectors, comma-separated; each becomes a run (default: %(default)s)")
+    run.add_argument("--methods", default=",".join(METHODS), help="selectors or variants, comma-separated; one run each (%(default)s)")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--airflow", action="store_true", help="through the Airflow of `bliss up`, with a live display")
     run.add_argument("--start", action="store_true", help="with --airflow: start the stack first when it is not up, and stop it at the end")
@@ -125,13 +125,15 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     from bliss_ops import report
 
     lake = Lake.open(arguments.lake)
+    for method in methods:  # before hours of work
+        check_method(method)
     recipe = load_recipe(arguments.recipe, overrides)
     corpus = configure_corpus(lake, recipe)
     pipeline.ingest(lake, corpus.name, _work())
     runs: list[Run] = []
     for method in methods:
         others = [run.name for run in runs]
-        runs.append(configure_run(lake, recipe, arguments.recipe, method, arguments.seed, compare_with=others))
+        runs.append(configure_run(lake, arguments.recipe, method, arguments.seed, overrides=overrides, compare_with=others))
         for round_number in range(1, recipe.num_rounds + 1):
             pipeline.run_round(lake, runs[-1].name, round_number, _work())
     for run in runs:
@@ -175,10 +177,10 @@ def configure_run_only(arguments: argparse.Namespace) -> int:
     """`bliss configure`."""
     run = configure_run(
         Lake.open(arguments.lake),
-        _recipe(arguments.recipe, arguments),
         arguments.recipe,
         arguments.method,
         arguments.seed,
+        overrides=_overrides(arguments),
         name=arguments.run_name,
         compare_with=arguments.compare_with,
     )
@@ -280,6 +282,9 @@ def _overrides(arguments: argparse.Namespace, source: str | None = None) -> dict
     if source is not None and shortcuts["ingest.corpus"] is None and "ingest.corpus" not in overrides:
         shortcuts["ingest.corpus"] = _label(source)
     overrides = {key: value for key, value in shortcuts.items() if value is not None} | overrides
+    for other in overrides.get("ingest.validation.others") or ():
+        if isinstance(other, dict) and "source" in other:
+            other["source"] = _absolute(other["source"])
     return overrides | {key: _absolute(overrides[key]) for key in ADDRESSES if key in overrides}
 
 
@@ -308,13 +313,13 @@ def _label(source: str) -> str:
 
 
 def _work(group: tuple[int, int] | None = None) -> pipeline.Work:
-    """Inside a Ray job shards fan out over actors; elsewhere this process does them all."""
-    mapper: ShardMapper = map_locally
+    """Inside a Ray job the cluster takes the shards and the training workers; elsewhere this process and its children do."""
     if os.environ.get("RAY_ADDRESS"):
         from bliss_ops.ray.shards import map_on_ray
+        from bliss_ops.ray.training import launch_on_ray
 
-        mapper = map_on_ray
-    return pipeline.Work(group, mapper)
+        return pipeline.Work(group, map_on_ray, launch_on_ray)
+    return pipeline.Work(group)
 
 
 def _first_line(stage: pipeline.Stage) -> str:

@@ -1,19 +1,23 @@
 """Every setting of the product: its type, default, bounds, and one sentence that says what it does.
 
-A *recipe* is a TOML file that overrides these defaults; a *run* is a recipe with a method, a seed and a name. Stages read
-only the resolved `config.json` of their corpus or run, never the recipe. Settings that cannot change a result (group counts,
-micro-batches, paths) are marked `identity=False` and stay out of every fingerprint.
+A *recipe* is a TOML file that overrides these defaults; a *variant* is one that overrides a recipe's settings of one method; a *run*
+is a recipe with a method, a seed and a name. Stages read only the resolved `config.json` of their corpus or run, never the recipe.
+Settings that cannot change a result (group counts, micro-batches, paths) are marked `identity=False` and stay out of every fingerprint.
 """
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 RECIPES = Path(__file__).parent / "recipes"
+VARIANTS = RECIPES / "variants"  # <selector>-<label>.toml: the selector's settings under another name
 EMBEDDED = "embedded"  # the `source` that harvests the installed Python environment
+
+METHOD_SECTIONS = ("proxy", "bilevel", "classifier", "dsir")  # of a recipe: the others are shared by all methods compared
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -39,6 +43,13 @@ def neutral(**kwargs: Any) -> Any:
     return Field(json_schema_extra={"identity": False}, **kwargs)
 
 
+class OtherValidationConfig(Settings):
+    """One further validation set and its weight."""
+
+    source: str = Field(min_length=1, description="JSON lines with a `text` key (path, glob, s3://, https://, hf://), or `embedded`.")
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of this set beside the others.")
+
+
 class ValidationConfig(Settings):
     """The text that defines "good": one part guides the score model, the held-out part only measures."""
 
@@ -48,7 +59,11 @@ class ValidationConfig(Settings):
         description="JSON lines with a `text` key (path, glob, s3://, https://, hf://), or `embedded`: held-out documentation prose.",
     )
     holdout_fraction: float = Field(
-        default=0.5, ge=0.1, le=0.9, description="Share of the documents, the last ones, kept for measuring only."
+        default=0.5, ge=0.1, le=0.9, description="Share of the documents of each set, the last ones, kept for measuring only."
+    )
+    weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of this set beside the others; alone it is without effect.")
+    others: tuple[OtherValidationConfig, ...] = Field(
+        default=(), max_length=100, description="Further sets: what is good is the weighted mean of the sets' mean token losses."
     )
 
 
@@ -93,10 +108,32 @@ class BilevelConfig(Settings):
 
     num_steps: int = Field(default=3000, ge=1, description="Outer steps: score-model updates per round.")
     batch_sequences: int = Field(default=32, ge=2, le=65_536, description="Sequences whose weights are normalised together (B).")
-    validation_batch_sequences: int = Field(default=64, ge=1, le=65_536, description="Validation rows per outer step.")
+    micro_batch_sequences: int = neutral(
+        default=64, ge=1, le=65_536, description="Sequences per forward pass and worker; lower it when memory is short."
+    )
+    validation_batch_sequences: int = Field(default=8, ge=1, le=65_536, description="Validation rows per outer step.")
     num_inner_steps: int = Field(default=1, ge=1, le=100, description="Proxy AdamW steps per outer step.")
+    outer_batch: Literal["fresh", "trained"] = Field(
+        default="fresh", description="Take the hypergradient on a batch before the proxy trains on it, or on the batch just trained on."
+    )
     proxy_learning_rate: float = Field(default=1e-3, gt=0, le=1, description="AdamW learning rate of the proxy.")
     score_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="AdamW learning rate of the score model.")
+    score_head: Literal["linear", "sigmoid"] = Field(
+        default="linear", description="Score head: the logit itself, or its sigmoid as released."
+    )
+    score_pooling: Literal["next_token", "mean", "attention"] = Field(
+        default="next_token", description="How hidden states become one vector (models/score.py); only next_token sees the order of words."
+    )
+    num_pooling_heads: int = Field(default=4, ge=1, le=64, description="Attention heads of the pooling.")
+    score_start: Literal["inherited", "reset"] = Field(
+        default="inherited", description="From round 2 on: the previous round's score model, or the warmed-up proxy's backbone again."
+    )
+    weights: Literal["softmax", "naive"] = Field(
+        default="softmax", description="Sample weights: softmax over the global batch, or independent sigmoids."
+    )
+    stale_denominator: bool = Field(
+        default=False, description="Train the proxy with the previous batch's softmax denominator, as released."
+    )
     temperature: float = Field(default=1.0, gt=0, le=100, description="Softmax temperature of the sample weights.")
     min_effective_sample_size: float = Field(
         default=0.5,
@@ -104,23 +141,72 @@ class BilevelConfig(Settings):
         le=0.95,
         description="Floor on the effective sample size, as a share of the batch, held by a per-batch temperature.",
     )
-    score_head: Literal["linear", "sigmoid"] = Field(
-        default="linear", description="Score head: the logit itself, or its sigmoid as released."
+    ihvp: Literal["lookahead", "adam_diagonal", "identity", "warm_start", "conjugate_gradient", "neumann", "released"] = Field(
+        default="lookahead", description="Inverse-Hessian approximation applied to the validation gradient (bilevel/ihvp.py)."
     )
-    ihvp: Literal["adam_diagonal", "identity"] = Field(
-        default="adam_diagonal", description="Inverse-Hessian approximation applied to the validation gradient."
+    num_lookahead_steps: int = Field(default=40, ge=1, le=10_000, description="Steps that lookahead follows the validation set for.")
+    lookahead_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="Size of one of them, per coordinate.")
+    damping: float | None = Field(default=None, gt=0, le=100, description="Added to the curvature (delta); empty takes the solver's own.")
+    num_solver_steps: int = Field(default=5, ge=1, le=100, description="Steps of conjugate_gradient and neumann.")
+    solver_learning_rate: float = Field(
+        default=0.03, gt=0, le=1, description="Step size of warm_start and neumann; above 2 / (largest curvature + delta) they diverge."
     )
-    damping: float = Field(default=1e-4, gt=0, le=10, description="Added to the curvature estimate (delta).")
     gradient_smoothing: float = Field(default=0.9, ge=0, lt=1, description="EMA factor of the validation gradient; 0 uses the batch's own.")
-    alignment: Literal["exact", "central_difference"] = Field(
-        default="exact", description="How the directional derivatives a_i are computed."
+    alignment: Literal["auto", "central_difference", "double_backward", "forward_mode"] = Field(
+        default="auto", description="Route to the directional derivatives a_i and to Hessian-vector products (bilevel/hypergradient.py)."
     )
+    shift_norm: float | None = Field(
+        default=None, gt=0, le=10, description="Size of the shift of central differences; empty suits the precision."
+    )
+    normalise_alignments: bool = Field(
+        default=True, description="Divide the alignments by their running spread: the hypergradient does not depend on the scale of z."
+    )
+    max_hypergradient_norm: float = Field(default=1.0, gt=0, le=1e6, description="Clipping of the score model's gradient.")
+    hypergradient_weight: float = Field(default=1.0, ge=0, le=100, description="Weight of the hypergradient in the score model's loss.")
+    distillation_weight: float = Field(
+        default=1.0, ge=0, le=100, description="Weight of regressing the scores on the standardised alignments; 0 leaves it out."
+    )
+    num_replays: int = Field(
+        default=0, ge=0, le=100, description="Further steps of that regression per outer step, on batches whose alignments are known."
+    )
+    replay_batches: int = Field(default=128, ge=1, le=100_000, description="Batches kept for it, the latest ones.")
     kl_weight: float = Field(default=0.0, ge=0, le=100, description="Weight of the KL term between proxy and reference model (gamma).")
     kl_direction: Literal["proxy_reference", "reference_proxy"] = Field(
         default="proxy_reference", description="KL(proxy||reference) or its reverse."
     )
     l2_weight: float = Field(default=0.0, ge=0, le=1, description="Weight of the squared norm of the proxy's parameters (lambda).")
+    probe_every_steps: int = Field(
+        default=25, ge=1, description="Steps between two looks at a fixed set of candidates (curves and guards of the score model)."
+    )
+    num_probes: int = Field(default=128, ge=16, le=65_536, description="Candidates in that set.")
     checkpoint_every_steps: int = neutral(default=100, ge=1, description="A killed job loses at most this many outer steps.")
+
+
+class ClassifierConfig(Settings):
+    """The baseline `classifier`: logistic regression on hashed n-grams, validation text against candidates."""
+
+    num_buckets: int = Field(default=1 << 18, ge=1 << 8, le=1 << 24, description="Buckets the words and word pairs are hashed into.")
+    num_candidate_sequences: int = Field(
+        default=20_000, ge=2, le=200_000, description="Candidate sequences sampled as negatives; the two classes weigh the same."
+    )
+    l2_weight: float = Field(default=1e-4, gt=0, le=100, description="Weight of half the squared norm of the coefficients.")
+    holdout_fraction: float = Field(
+        default=0.1, gt=0, le=0.5, description="Share of both classes kept from training, to measure accuracy and AUC."
+    )
+    max_iterations: int = Field(default=200, ge=1, le=10_000, description="Most L-BFGS iterations.")
+
+
+class DsirConfig(Settings):
+    """The baseline `dsir`: importance weights of hashed n-gram distributions (arXiv 2302.03169)."""
+
+    num_buckets: int = Field(default=10_000, ge=1 << 4, le=1 << 24, description="Buckets the words and word pairs are hashed into.")
+    num_candidate_sequences: int = Field(
+        default=100_000, ge=1, le=1_000_000_000, description="Candidate sequences the raw distribution is counted on, a seeded sample."
+    )
+    smoothing: float = Field(default=1e-8, gt=0, le=1, description="Added to every bucket's probability before the logarithm.")
+    sampling: Literal["gumbel", "top_k"] = Field(
+        default="gumbel", description="gumbel: sample in proportion to the importance weights, as published; top_k: the largest weights."
+    )
 
 
 class ScoringConfig(Settings):
@@ -128,6 +214,18 @@ class ScoringConfig(Settings):
 
     batch_sequences: int = Field(default=256, ge=1, le=65_536, description="Sequences per forward pass.")
     num_groups: int = neutral(default=1, ge=1, le=64, description="Groups of shards the scheduler maps over.")
+
+
+class FidelityConfig(Settings):
+    """Measuring the true one-step influence of a few held-out candidates, to hold the scores against."""
+
+    num_probes: int = Field(
+        default=256, ge=16, le=65_536, description="Candidate sequences probed; the standard error of Spearman is about 1/sqrt(num_probes)."
+    )
+    validation_rows: int = Field(
+        default=64, ge=1, le=65_536, description="Rows of the guide part the loss is measured on, a fixed seeded subset."
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="AdamW learning rate of the one step on a probe.")
 
 
 class SelectionConfig(Settings):
@@ -174,6 +272,10 @@ class ComputeConfig(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = neutral(default="auto", description="auto: a GPU when there is one.")
     num_threads: int = Field(default=2, ge=1, le=256, description="CPU threads of a training process.")
+    num_workers: int = neutral(
+        default=1, ge=1, le=4096, description="Processes that share the bilevel training of a round; one GPU each where there are GPUs."
+    )
+    compile: bool = neutral(default=False, description="torch.compile the models in training: slower to start, faster on a GPU.")
 
 
 class Recipe(Settings):
@@ -187,7 +289,10 @@ class Recipe(Settings):
     ingest: IngestConfig = Field(default_factory=IngestConfig, description="Corpus, tokenizer, sequences, validation set.")
     proxy: ProxyConfig = Field(default_factory=ProxyConfig, description="Proxy and score model.")
     bilevel: BilevelConfig = Field(default_factory=BilevelConfig, description="Bilevel training.")
+    classifier: ClassifierConfig = Field(default_factory=ClassifierConfig, description="Baseline: classifier.")
+    dsir: DsirConfig = Field(default_factory=DsirConfig, description="Baseline: DSIR.")
     scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="Scoring.")
+    fidelity: FidelityConfig = Field(default_factory=FidelityConfig, description="Score fidelity.")
     selection: SelectionConfig = Field(default_factory=SelectionConfig, description="Selection.")
     target: TargetConfig = Field(default_factory=TargetConfig, description="Target model.")
     pretraining: PretrainingConfig = Field(default_factory=PretrainingConfig, description="Pretraining.")
@@ -199,30 +304,34 @@ class RunConfig(Recipe):
 
     name: Name = neutral(description="Run name: <recipe>-<method>-s<seed> unless given.")
     recipe: str = neutral(description="The recipe this run was made from.")
-    method: Name = Field(description="Selector: a module of bliss_ops/selectors.")
+    method: Name = Field(description="Selector (a module of bliss_ops/selectors), or a variant of one.")
     seed: int = Field(
         default=0, ge=0, lt=2**31, description="Seed of initial weights and data order; equal seeds make runs comparable in pairs."
     )
     compare_with: tuple[Name, ...] = neutral(default=(), description="Runs drawn beside this one in its report.")
 
 
-def load_recipe(name_or_path: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe by name (a file of `bliss_ops/recipes`) or by path, with dotted overrides such as {"bilevel.num_steps": 10}.
+def load_recipe(name_or_path: str, overrides: dict[str, Any] | None = None, *, method: str | None = None) -> Recipe:
+    """Read a recipe by name (a file of `bliss_ops/recipes`) or by path, as it is for `method`.
+
+    Where several say something, the later counts: the defaults, the recipe, the variant when `method` is one, and `overrides`,
+    dotted settings such as {"bilevel.num_steps": 10}.
 
     Raises:
-        ValueError: unknown recipe, unreadable TOML, or a setting that does not exist or is out of range.
+        ValueError: unknown recipe, unreadable TOML, or a setting that does not exist, is out of range, or is no variant's to set.
     """
     path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{check_name(name_or_path)}.toml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
         raise ValueError(f"no recipe {name_or_path!r}: known recipes are {known}; or give the path of a .toml file")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
+    values, where = _read_toml(path), f"recipe {path.name}"
+    if method is not None and (variant := VARIANTS / f"{check_name(method)}.toml").is_file():
+        where += f" with variant {method}"
+        for key, value in _variant_settings(variant):
+            _set_dotted(values, key, value)
     for key, value in (overrides or {}).items():
         _set_dotted(values, key, value)
-    return parse(Recipe, values, where=f"recipe {path.name}")
+    return parse(Recipe, values, where=where)
 
 
 def parse(model: type[SettingsT], values: dict[str, Any] | str | bytes, *, where: str) -> SettingsT:
@@ -246,9 +355,31 @@ def identity(settings: BaseModel) -> dict[str, Any]:
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("identity") is False:
             continue
-        value = getattr(settings, name)
-        values[name] = identity(value) if isinstance(value, BaseModel) else value
+        values[name] = _plain(getattr(settings, name))
     return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _variant_settings(path: Path) -> Iterator[tuple[str, Any]]:
+    """Dotted settings of a variant. Everything outside a method's own sections is the same for all methods compared."""
+    for section, fields in _read_toml(path).items():
+        if section == "description":
+            continue
+        if section not in METHOD_SECTIONS or not isinstance(fields, dict):
+            raise ValueError(f"variant {path}: {section} is not a variant's to set; it may hold {', '.join(METHOD_SECTIONS)}")
+        yield from ((f"{section}.{name}", value) for name, value in fields.items())
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:

@@ -1,11 +1,12 @@
 """From a recipe to the `config.json` of a corpus or run: written once, compared ever after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from upath import UPath
 
-from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity, parse
+from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity, load_recipe, parse
 from bliss_ops.lake import Corpus, Lake, Run, write_json
 from bliss_ops.manifest import differences
 from bliss_ops.selectors import check_method
@@ -19,14 +20,31 @@ def configure_corpus(lake: Lake, recipe: Recipe) -> Corpus:
 
 
 def configure_run(
-    lake: Lake, recipe: Recipe, recipe_name: str, method: str, seed: int, *, name: str | None = None, compare_with: Sequence[str] = ()
+    lake: Lake,
+    recipe: str,
+    method: str,
+    seed: int,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    compare_with: Sequence[str] = (),
 ) -> Run:
-    """Write `runs/<name>/config.json`, or check that the one there is the same."""
-    stem = Path(recipe_name).stem
-    values = recipe.model_dump() | {
-        "name": name or f"{stem}-{check_method(method)}-s{seed}",
+    """Write `runs/<name>/config.json`, or check that the one there is the same.
+
+    Args:
+        lake: where the run is to be.
+        recipe: its recipe, by name or path.
+        method: a selector or a variant of one.
+        seed: of initial weights and data order.
+        overrides: dotted settings that count more than the recipe and the variant.
+        name: of the run; `<recipe>-<method>-s<seed>` unless given.
+        compare_with: runs drawn beside this one in its report.
+    """
+    stem = Path(recipe).stem
+    values = load_recipe(recipe, dict(overrides or {}), method=check_method(method)).model_dump() | {
+        "name": name or f"{stem}-{method}-s{seed}",
         "recipe": stem,
-        "method": check_method(method),
+        "method": method,
         "seed": seed,
         "compare_with": tuple(compare_with),
     }

@@ -136,7 +136,7 @@ class Run:
         return self.path / "report"
 
     def round(self, number: int) -> UPath:
-        """`runs/<name>/round-01`; holds selector, scores, selection, subset, pretrain, evaluation."""
+        """`runs/<name>/round-01`; holds selector, scores, fidelity, selection, subset, pretrain, evaluation."""
         return self.path / f"round-{number:02d}"
 
 

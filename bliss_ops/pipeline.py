@@ -1,7 +1,7 @@
 """The main path, in order. Read this page first.
 
     discover -> extract -> train_tokenizer -> pack -> prepare_validation          (once per corpus)
-    warm_up -> fit -> score -> load -> select -> materialize -> pretrain -> evaluate -> report      (once per round)
+    warm_up -> fit -> score -> fidelity -> load -> select -> materialize -> pretrain -> evaluate -> report      (once per round)
 
 A stage is one plain function: it reads files, calls domain code with explicit paths, writes files. The same function runs from
 Python, as one shell command (`bliss fit demo-bliss-s0 --round 1`), and as an Airflow task that submits exactly that command to
@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bliss_ops.config import identity
+from bliss_ops.config import EMBEDDED, identity
 from bliss_ops.lake import Corpus, Lake, Run
+from bliss_ops.launching import Launcher, launch_here
 from bliss_ops.manifest import Artifact, Manifest, find_manifest, read_manifest
 from bliss_ops.sharding import ShardMapper, group_shards, map_locally
 
 
 @dataclass(frozen=True)
 class Work:
-    """How much of a stage to do here: one group of its shards (all when None), with which mapper."""
+    """How much of a stage to do here: one group of its shards (all when None), with which mapper; and who starts training workers."""
 
     group: tuple[int, int] | None = None  # (number from 0, number of groups)
     mapper: ShardMapper = map_locally
+    launch: Launcher = launch_here
 
     def of(self, shards: list[int]) -> list[int]:
         return shards if self.group is None else group_shards(shards, *self.group)
@@ -42,6 +44,8 @@ def discover(corpus: Corpus) -> Manifest:
 
     config = corpus.config
     settings = {"source": config.source, "embedded_megabytes": config.embedded_megabytes, "validation": config.validation.source}
+    if EMBEDDED in (other.source for other in config.validation.others):
+        settings["other_validation"] = EMBEDDED
     artifact = Artifact(corpus.lake, corpus.source, stage="discover", identity=settings)
     return artifact.produce(partial(source.discover, config))
 
@@ -89,6 +93,8 @@ def prepare_validation(corpus: Corpus) -> Manifest:
     tokenizer = read_manifest(corpus.tokenizer, made_by=f"bliss train-tokenizer {corpus.name}")
     listing = read_manifest(corpus.source, made_by=f"bliss discover {corpus.name}")
     settings = identity(corpus.config.validation) | {"sequence_length": corpus.config.sequence_length}
+    if not settings["others"]:  # a set alone: neither is its weight of effect
+        del settings["others"], settings["weight"]
     artifact = Artifact(corpus.lake, corpus.validation, stage="prepare_validation", identity=settings, inputs=[tokenizer, listing])
     return artifact.produce(partial(validation.prepare, corpus.config, corpus.source, corpus.tokenizer))
 
@@ -108,7 +114,7 @@ def warm_up(run: Run) -> Manifest:
     return artifact.produce(partial(warmup.warm_up, run))
 
 
-def fit(run: Run, round_number: int) -> Manifest:
+def fit(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest:
     """Fit the run's selector on the candidate window; for `bliss`, this is the bilevel training of the score model."""
     from bliss_ops import selectors
 
@@ -119,7 +125,7 @@ def fit(run: Run, round_number: int) -> Manifest:
     if round_number > 1:
         inputs += [read_manifest(before / name, made_by=f"bliss run {run.config.recipe}") for name in ("selector", "pretrain")]
     artifact = Artifact(run.lake, run.round(round_number) / "selector", stage="fit", identity=settings, inputs=inputs)
-    return artifact.produce(partial(selectors.fit, run, round_number))
+    return artifact.produce(partial(selectors.fit, run, round_number, work.launch))
 
 
 def score(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
@@ -132,6 +138,18 @@ def score(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | No
     artifact = Artifact(run.lake, here / "scores", stage="score", identity=settings, inputs=[selector])
     make_worker = partial(scoring.make_worker, run.config, run.corpus.sequences, here / "selector", here / "scores")
     return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=scoring.check)
+
+
+def fidelity(run: Run, round_number: int) -> Manifest:
+    """Hold the scores against the measured one-step influence of a few hundred held-out candidates."""
+    from bliss_ops import fidelity
+
+    config, here = run.config, run.round(round_number)
+    settings = {name: identity(getattr(config, name)) for name in ("fidelity", "compute")} | {"seed": config.seed}
+    inputs = [*_corpus_manifests(run), read_manifest(here / "scores", made_by=f"bliss score {run.name} --round {round_number}")]
+    inputs += [find_manifest(run.round(round_number - 1) / "pretrain") or read_manifest(run.warmup, made_by=f"bliss warm-up {run.name}")]
+    artifact = Artifact(run.lake, here / "fidelity", stage="fidelity", identity=settings, inputs=inputs)
+    return artifact.produce(partial(fidelity.measure, run, round_number))
 
 
 def load(run: Run, round_number: int) -> Manifest:
@@ -197,7 +215,8 @@ def report(run: Run, round_number: int) -> Manifest:
     finished = [number for number in range(1, run.config.num_rounds + 1) if find_manifest(run.round(number) / "evaluation")]
     runs = [run, *(run.lake.run(name) for name in run.config.compare_with)]
     evaluations = [find_manifest(each.round(number) / "evaluation") for each in runs for number in finished]
-    inputs = [manifest for manifest in evaluations if manifest]
+    fidelities = [find_manifest(run.round(number) / "fidelity") for number in finished]
+    inputs = [manifest for manifest in [*evaluations, *fidelities] if manifest]
     artifact = Artifact(run.lake, run.report, stage="report", identity={}, inputs=inputs, replaceable=True)
     return artifact.produce(partial(report.write, run, max(finished)))
 
@@ -213,6 +232,7 @@ class Stage:
     per_round: bool = True
     sharded: bool = False  # fans out over shards; a scheduler may map over groups of them
     trains: bool = False  # wants a GPU for itself where there is one
+    launches: bool = False  # may start several training workers
 
     @property
     def name(self) -> str:
@@ -226,7 +246,7 @@ class Stage:
     def do(self, target: Corpus | Run, round_number: int | None = None, work: Work = EVERYTHING) -> Manifest | None:
         """Run the stage on a corpus, or on one round of a run."""
         arguments = [round_number] if self.per_round else []
-        return self.function(target, *arguments, *([work] if self.sharded else []))
+        return self.function(target, *arguments, *([work] if self.sharded or self.launches else []))
 
 
 CORPUS_STAGES = (
@@ -239,8 +259,9 @@ CORPUS_STAGES = (
 
 ROUND_STAGES = (
     Stage(warm_up, per_round=False, trains=True),
-    Stage(fit, trains=True),
+    Stage(fit, trains=True, launches=True),
     Stage(score, sharded=True),
+    Stage(fidelity, trains=True),
     Stage(load),
     Stage(select),
     Stage(materialize, sharded=True),

@@ -38,6 +38,12 @@ SCORES = _schema(
     pa.field("score", pa.float32(), nullable=False),  # higher is better
 )
 
+INFLUENCES = _schema(
+    pa.field("sequence_id", pa.int64(), nullable=False),
+    pa.field("influence", pa.float64(), nullable=False),  # validation loss before minus after one step on the sequence: higher helps more
+    pa.field("score", pa.float32(), nullable=False),
+)
+
 EVALUATION = _schema(
     pa.field("task", pa.string(), nullable=False),
     pa.field("metric", pa.string(), nullable=False),
@@ -60,7 +66,11 @@ def sequences(sequence_length: int, vocab_size: int) -> pa.Schema:
     )
 
 
-def validation(sequence_length: int) -> pa.Schema:
-    """`input_ids, labels`: both T int32; labels are -100 where a position does not count (padding)."""
+def validation(sequence_length: int, *, several_sets: bool = False) -> pa.Schema:
+    """`input_ids, labels`: both T int32; labels are -100 where a position does not count (padding). With several sets, each row's too."""
     tokens = pa.list_(pa.field("element", pa.int32(), nullable=False), sequence_length)
-    return _schema(pa.field("input_ids", tokens, nullable=False), pa.field("labels", tokens, nullable=False))
+    fields: list[pa.Field[Any]] = [pa.field("input_ids", tokens, nullable=False), pa.field("labels", tokens, nullable=False)]
+    if several_sets:
+        fields.append(pa.field("weight", pa.float64(), nullable=False))  # of each token of the row, 1 on average over the file's tokens
+        fields.append(pa.field("validation_set", pa.int32(), nullable=False))  # 0: ingest.validation.source, then `others` in order
+    return _schema(*fields)

@@ -55,16 +55,21 @@ def map_locally(make_worker: Callable[[], Worker], shards: Sequence[int], *, des
 
 
 class Progress:
-    """A log line per advance: `score runs/demo/round-01/scores: 3/12 shards (25%) eta 40s`."""
+    """A log line per advance, or every few seconds: `score runs/demo/round-01/scores: 3/12 shards (25%) eta 40s`."""
 
-    def __init__(self, description: str, total: int, unit: str = "shards") -> None:
+    def __init__(self, description: str, total: int, unit: str = "shards", *, seconds_between_lines: float = 0.0) -> None:
         self.description, self.total, self.unit = description, total, unit
+        self.seconds_between_lines = seconds_between_lines
         self.done = 0
-        self.begun = time.monotonic()
+        self.begun = self.last_line = time.monotonic()
 
     def advance(self) -> None:
         self.done += 1
-        remaining = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
+        now = time.monotonic()
+        if now - self.last_line < self.seconds_between_lines and self.done < self.total:
+            return
+        self.last_line = now
+        remaining = (now - self.begun) / self.done * (self.total - self.done)
         log.info(
             "%s: %d/%d %s (%.0f%%) eta %.0fs", self.description, self.done, self.total, self.unit, 100 * self.done / self.total, remaining
         )

@@ -49,7 +49,7 @@ def recipe(params: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: a setting is out of range or unknown.
     """
-    return load_recipe(params["recipe"], overrides(params))
+    return load_recipe(params["recipe"], overrides(params), method=params.get("method"))
 
 
 def configure_arguments(subcommand: str, params: Mapping[str, Any]) -> list[str]:
@@ -97,6 +97,8 @@ def _optional(name: str, field: dict[str, Any], section: str) -> Param:
     """One setting that may stay empty. Its default is not shown: what counts is the recipe's value."""
     value = next((option for option in field.get("anyOf", ()) if option.get("type") != "null"), field)
     bounds = {key: value[key] for key in BOUNDS if key in value}
+    if value["type"] == "array":  # of tables, which the form takes as JSON
+        bounds["items"] = {"type": "object"}
     if "enum" in bounds:
         bounds["enum"] = [*bounds["enum"], None]
     return Param(

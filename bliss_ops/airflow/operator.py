@@ -42,9 +42,10 @@ class BlissStageOperator(BaseOperator):
         round_number: of a round's stage.
         group: `K/N` for one group of shards.
         trains: whether the stage claims a GPU (or BLISS_TRAINING_CPUS), so that more runs than there is room for take turns.
+        num_workers: with more than one, the stage's training workers make that claim and the job that starts them claims nothing.
     """
 
-    template_fields: Sequence[str] = ("subject", "round_number", "group")
+    template_fields: Sequence[str] = ("subject", "round_number", "group", "num_workers")
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -55,6 +56,7 @@ class BlissStageOperator(BaseOperator):
         round_number: str | None = None,
         group: str | None = None,
         trains: bool = False,
+        num_workers: str = "1",
         conn_id: str = RAY_CONNECTION,
         **kwargs: Any,
     ) -> None:
@@ -64,6 +66,7 @@ class BlissStageOperator(BaseOperator):
         self.round_number = round_number
         self.group = group
         self.trains = trains
+        self.num_workers = num_workers
         self.conn_id = conn_id
         self._submission_id: str | None = None
 
@@ -117,7 +120,7 @@ class BlissStageOperator(BaseOperator):
             if status == MISSING:
                 self.log.info("submitting Ray job %s: %s", name, " ".join(self.command))
                 env_vars = {variable: os.environ[variable] for variable in FORWARDED if variable in os.environ}
-                num_cpus, num_gpus = training_resources() if self.trains else (0.0, 0.0)
+                num_cpus, num_gpus = training_resources() if self.trains and int(self.num_workers) == 1 else (0.0, 0.0)
                 jobs.submit(name, self.command, env_vars=env_vars, num_cpus=num_cpus, num_gpus=num_gpus)
                 return name
         raise StageFailed(f"{ti.task_id}: {MAX_GENERATIONS} Ray jobs of this task have ended; clear the DAG run and trigger a new one")
@@ -133,7 +136,7 @@ class BlissStageOperator(BaseOperator):
 class ConfigureOperator(BaseOperator):
     """Writes the `config.json` of a corpus or run from the trigger form, here in Airflow: it is small and needs no cluster.
 
-    Returns the groups (`K/N`) that sharded stages are mapped over; pushes `name` and `num_rounds` beside them.
+    Returns the groups (`K/N`) that sharded stages are mapped over; pushes `name`, `num_rounds` and `num_workers` beside them.
     """
 
     ui_color = "#fef7e0"
@@ -154,6 +157,7 @@ class ConfigureOperator(BaseOperator):
         num_groups = (recipe.scoring if self.subcommand == "configure" else recipe.ingest).num_groups
         context["ti"].xcom_push(key="name", value=name)
         context["ti"].xcom_push(key="num_rounds", value=recipe.num_rounds)
+        context["ti"].xcom_push(key="num_workers", value=recipe.compute.num_workers)
         return [f"{group}/{num_groups}" for group in range(num_groups)]
 
 

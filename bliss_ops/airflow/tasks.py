@@ -59,6 +59,8 @@ def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> An
         "doc_md": stage.function.__doc__,
         "trains": stage.trains,
     }
+    if stage.launches:
+        kwargs["num_workers"] = _from_configure("num_workers")
     if stage.name not in MAPPED:
         return BlissStageOperator(**kwargs)
     return BlissStageOperator.partial(map_index_template="{{ task.group }}", **kwargs).expand(group=configure.output)

@@ -1,92 +1,207 @@
-"""The hypergradient of the score model in its cheap exact form (docs/method.md).
+"""The hypergradient of the score model in its cheap exact form (docs/method.md), and the three routes to what it needs.
 
 With z = (H + delta I)^-1 grad f (the `ihvp`) and the alignment a_i = <z, grad_p L_i>, one number per sequence,
 
     d f / d theta_s = - sum_i P_i (a_i - abar) grad h_i / t,        abar = sum_j P_j a_j,
 
-which is the gradient of  - sum_i softmax(h / t)_i * stop_gradient(a_i): one backward pass through the score model, and no
-per-sequence gradient anywhere.
+which is the gradient of  - sum_i P_i(h) * stop_gradient(a_i): one backward pass through the score model, and no per-sequence
+gradient anywhere. A route gives the alignments, the proxy's own training gradient G, and, when asked, the Hessian-vector product Hz,
+all of one batch at one theta_p:
 
-Legend of shapes: B sequences; parameters and vectors in parameter space are lists of tensors.
+    central_difference   forward at theta + eps z, forward and backward at theta - eps z: the cheapest; any kernel, torch.compile
+    double_backward      G with a graph, then one derivative of <G, z>: exact; plain attention kernel, holds the logits
+    forward_mode         the derivative along z carried through the pass: exact; plain attention kernel, holds the logits
+
+The `lookahead` solver has a route of its own, since its z is a path: the loss at theta minus the loss at theta - z.
+
+Legend of shapes: B sequences of the global batch, b this worker's rows, m those of a micro-batch.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Tensors = Sequence[torch.Tensor]
+from bliss_ops.bilevel.lower_level import LowerLevel
+from bliss_ops.bilevel.vectors import Tensors, combination, inner_product, norm, scaled, shifting, zeros_like
+
+# eps |z|. Relative error of the alignments for z = grad f and for Adam's diagonal, proxies of 0.1M to 14M parameters on a CPU:
+SHIFT_FLOAT32 = 1e-2  # 1e-4 to 3e-4 (2e-3 on an untrained proxy), about the same at 3e-3
+SHIFT_BFLOAT16 = 1e-1  # 6e-3 to 6e-2, cosine of the coefficients above 0.998; at 3e-2 from 0.95, and at 1e-3 rounding is all there is
 
 
-def surrogate(weight_B: torch.Tensor, alignment_B: torch.Tensor) -> torch.Tensor:
-    """The scalar whose gradient in theta_s is the hypergradient; `weight_B` carries the score model's graph."""
-    return -(weight_B * alignment_B.detach()).sum()
+@dataclass(frozen=True)
+class Alignments:
+    """What a route found on one batch; everything detached."""
+
+    alignment_b: torch.Tensor  # a_i of this worker's rows
+    loss_b: torch.Tensor
+    gradient: list[torch.Tensor]  # G, summed over workers
+    curvature: list[torch.Tensor] | None  # Hz, summed over workers, without damping; None when it was not asked for
 
 
-def exact_alignment(
-    losses_of: Callable[[], tuple[torch.Tensor, torch.Tensor]], weight_B: torch.Tensor, parameters: Tensors, z: Tensors
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-    """Alignments by differentiating the training gradient: with G = grad_p(sum_i w_i L_i + R), d<G, z>/dw_i = <grad L_i, z> = a_i.
+def score_gradient(
+    score_B: torch.Tensor, weights_of: Callable[[torch.Tensor], torch.Tensor], alignment_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(d/dh of -sum_i P_i(h) a_i, P), both of shape B and detached: the coefficients of the one backward pass.
 
-    Args:
-        losses_of: returns (L_B, R): per-sequence losses and the regulariser, with the proxy's graph (twice differentiable).
-        weight_B: the weights P; their own graph is not touched.
-        parameters: the proxy's parameters.
-        z: one tensor per parameter.
-
-    Returns:
-        a_B, the proxy's training gradient G, and L_B, all detached.
+    For softmax weights the first is -P_i (a_i - abar) / t, and the coefficients add up to zero.
     """
-    leaf_B = weight_B.detach().requires_grad_()
+    leaf_B = score_B.detach().requires_grad_()
+    weight_B = weights_of(leaf_B)
+    (gradient_B,) = torch.autograd.grad(-(weight_B * alignment_B.detach()).sum(), leaf_B)
+    return gradient_B, weight_B.detach()
+
+
+def central_difference(lower: LowerLevel, weight_b: torch.Tensor, z: Tensors, *, curvature: bool = False) -> Alignments:
+    """a = (L(theta + eps z) - L(theta - eps z)) / 2 eps with eps |z| = the shift; G is the gradient at theta - eps z.
+
+    G is an O(eps) neighbour of the gradient at theta, far closer than one optimizer step; with `curvature` it is the mean of both
+    sides, and Hz = (G+ - G-) / 2 eps. The relative error of a is about 3e-4 in float32 and up to 6 % under bfloat16.
+    """
+    parameters = lower.parameters
+    step = _step(shift_of(lower), z)
+    with shifting(parameters, z) as shift:
+        shift(step)
+        if curvature:
+            gradient_plus, loss_plus_b = lower.gradient(weight_b)
+        else:
+            loss_plus_b = lower.losses()
+        shift(-step)
+        gradient, loss_minus_b = lower.gradient(weight_b)
+    product = None
+    if curvature:
+        product = scaled(combination(gradient_plus, -1.0, gradient), 1 / (2 * step))
+        gradient = scaled(combination(gradient_plus, 1.0, gradient), 0.5)
+    return Alignments((loss_plus_b - loss_minus_b) / (2 * step), (loss_plus_b + loss_minus_b) / 2, gradient, product)
+
+
+def double_backward(lower: LowerLevel, weight_b: torch.Tensor, z: Tensors, *, curvature: bool = False) -> Alignments:
+    """With the weights as a leaf w and G = grad_p(sum_i w_i L_i + R): d<G, z>/dw_i = a_i and d<G, z>/dtheta_p = Hz."""
+    parameters = lower.parameters
+    alignment_b, loss_b = torch.zeros_like(weight_b), torch.zeros_like(weight_b)
+    gradient, product = zeros_like(parameters), zeros_like(parameters)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-        loss_B, regulariser = losses_of()
-        gradient = torch.autograd.grad((leaf_B * loss_B).sum() + regulariser, parameters, create_graph=True)
-    (alignment_B,) = torch.autograd.grad(inner_product(gradient, z), leaf_B)
-    return alignment_B, [g.detach() for g in gradient], loss_B.detach()
+        for rows, input_ids_mT in lower.micro_batches():
+            leaf_m = weight_b[rows].detach().requires_grad_()
+            loss_m, penalty = lower.differentiable(input_ids_mT)
+            part = torch.autograd.grad((leaf_m * loss_m).sum() + penalty, parameters, create_graph=True)
+            wanted = [leaf_m, *parameters] if curvature else [leaf_m]
+            found = torch.autograd.grad(inner_product(part, z), wanted, materialize_grads=True)
+            alignment_b[rows], loss_b[rows] = found[0], loss_m.detach()
+            torch._foreach_add_(gradient, [tensor.detach() for tensor in part])
+            if curvature:
+                torch._foreach_add_(product, found[1:])
+    return _reduced(lower, z, Alignments(alignment_b, loss_b, gradient, product if curvature else None))
 
 
-def central_difference_alignment(
-    losses_of: Callable[[], tuple[torch.Tensor, torch.Tensor]],
-    weight_B: torch.Tensor,
-    parameters: Tensors,
-    z: Tensors,
-    *,
-    shift_norm: float = 1e-2,
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-    """Alignments as (L(theta + eps z) - L(theta - eps z)) / 2 eps from two forward passes, with eps |z| = `shift_norm`.
-
-    Works with any attention kernel; in float32 the relative error is about 5e-4 at the default shift. Arguments and results as
-    in `exact_alignment`. The parameters are restored from a copy, bit for bit.
-    """
-    loss_B, regulariser = losses_of()
-    gradient = torch.autograd.grad((weight_B.detach() * loss_B).sum() + regulariser, parameters)
-    step = shift_norm / max(norm(z), 1e-30)
-    saved = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        shifted = []
-        for sign in (1.0, -1.0):
-            for parameter, original, direction in zip(parameters, saved, z, strict=True):
-                parameter.copy_(original + sign * step * direction)
-            shifted.append(losses_of()[0])
-        for parameter, original in zip(parameters, saved, strict=True):
-            parameter.copy_(original)
-    return (shifted[0] - shifted[1]) / (2 * step), list(gradient), loss_B.detach()
+def forward_mode(lower: LowerLevel, weight_b: torch.Tensor, z: Tensors, *, curvature: bool = False) -> Alignments:
+    """The tangent of (L, and for Hz of G) along z: forward over reverse. Without `curvature` only the losses carry a tangent."""
+    names = [name for name, _ in lower.proxy.named_parameters()]
+    primal = {name: parameter.detach() for name, parameter in lower.proxy.named_parameters()}
+    tangent = dict(zip(names, z, strict=True))
+    alignment_b, loss_b = torch.zeros_like(weight_b), torch.zeros_like(weight_b)
+    gradient, product = zeros_like(lower.parameters), zeros_like(lower.parameters)
+    with sdpa_kernel(SDPBackend.MATH):  # nor do they have a forward derivative
+        for rows, input_ids_mT in lower.micro_batches():
+            objective = _functional(lower, input_ids_mT, weight_b[rows].detach())
+            slope = torch.func.grad(objective, has_aux=True)
+            if curvature:
+                (part, loss_m), (part_tangent, alignment_m) = _jvp(slope, primal, tangent)
+                torch._foreach_add_(product, [part_tangent[name].detach() for name in names])
+            else:
+                part, _ = slope(primal)
+                loss_m, alignment_m = _jvp(lambda values, of=objective: of(values)[1], primal, tangent)
+            alignment_b[rows], loss_b[rows] = alignment_m.detach(), loss_m.detach()
+            torch._foreach_add_(gradient, [part[name].detach() for name in names])
+    return _reduced(lower, z, Alignments(alignment_b, loss_b, gradient, product if curvature else None))
 
 
-ALIGNMENTS = {"exact": exact_alignment, "central_difference": central_difference_alignment}
+ROUTES = {"central_difference": central_difference, "double_backward": double_backward, "forward_mode": forward_mode}
 
 
-def precondition(gradient: Tensors, second_moment: Tensors | None, damping: float) -> list[torch.Tensor]:
-    """z = grad f / (sqrt(v) + delta), Adam's diagonal as the curvature; z = grad f when there is no second moment."""
-    if second_moment is None:
-        return [g.clone() for g in gradient]
-    return [g / (v.sqrt() + damping) for g, v in zip(gradient, second_moment, strict=True)]
+def route(name: str) -> Callable[..., Alignments]:
+    """The route of that name; `auto` is the cheapest one on every device measured so far (docs/experiments.md)."""
+    return ROUTES["central_difference" if name == "auto" else name]
 
 
-def inner_product(a: Tensors, b: Tensors) -> torch.Tensor:
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+def lookahead(lower: LowerLevel, weight_b: torch.Tensor, z: Tensors) -> Alignments:
+    """a_i = L_i(theta) - L_i(theta - z) for a z that is a path and not a direction; G is the gradient at theta."""
+    gradient, loss_b = lower.gradient(weight_b)
+    with shifting(lower.parameters, z) as shift:
+        shift(-1.0)
+        return Alignments(loss_b - lower.losses(), loss_b, gradient, None)
 
 
-def norm(vectors: Tensors) -> float:
-    """Euclidean norm over all tensors together."""
-    return float(torch.stack([v.detach().double().square().sum() for v in vectors]).sum().sqrt())
+def alignments_only(lower: LowerLevel, z: Tensors, *, shift: float | None = None) -> torch.Tensor:
+    """a_i by two forward passes; shape b. For probes, which want neither G nor Hz."""
+    if lower.config.ihvp == "lookahead":
+        loss_b = lower.losses()
+        with shifting(lower.parameters, z) as move:
+            move(-1.0)
+            return loss_b - lower.losses()
+    step = _step(shift or shift_of(lower), z)
+    with shifting(lower.parameters, z) as move:
+        move(step)
+        loss_plus_b = lower.losses()
+        move(-step)
+        return (loss_plus_b - lower.losses()) / (2 * step)
+
+
+def curvature_product(lower: LowerLevel, weight_b: torch.Tensor, vector: Tensors) -> list[torch.Tensor]:
+    """H v of g on this batch, by the configured route; for solvers that need more than one product."""
+    product = route(lower.config.alignment)(lower, weight_b, vector, curvature=True).curvature
+    assert product is not None
+    return product
+
+
+def shift_of(lower: LowerLevel) -> float:
+    """eps |z|: the setting, else what suits the precision the proxy computes in."""
+    if lower.config.shift_norm is not None:
+        return lower.config.shift_norm
+    return SHIFT_BFLOAT16 if lower.input_ids_bT.device.type == "cuda" else SHIFT_FLOAT32
+
+
+def _step(shift: float, z: Tensors) -> float:
+    """eps; of a z that is zero or has overflowed it is still a number, and the guards find what comes of it."""
+    return shift / min(max(norm(z), 1e-30), 1e30)
+
+
+def _functional(lower: LowerLevel, input_ids_mT: torch.Tensor, weight_m: torch.Tensor) -> Callable[[dict[str, Any]], Any]:
+    """Parameters -> (sum_i w_i L_i + KL, L_m), for torch.func."""
+
+    def objective(values: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        loss_m, penalty = torch.func.functional_call(_Differentiable(lower), {f"proxy.{k}": v for k, v in values.items()}, (input_ids_mT,))
+        return (weight_m * loss_m).sum() + penalty, loss_m
+
+    return objective
+
+
+def _jvp(function: Callable[..., Any], primal: dict[str, torch.Tensor], tangent: dict[str, torch.Tensor]) -> tuple[Any, Any]:
+    """(function(primal), its derivative along the tangent)."""
+    values: tuple[Any, Any] = torch.func.jvp(function, (primal,), (tangent,))  # type: ignore[assignment]  # declared for has_aux=True too
+    return values
+
+
+class _Differentiable(torch.nn.Module):
+    """`LowerLevel.differentiable` as a module, so that its parameters can be replaced."""
+
+    def __init__(self, lower: LowerLevel) -> None:
+        super().__init__()
+        self.proxy = lower.proxy
+        self._lower = lower
+
+    def forward(self, input_ids_mT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._lower.differentiable(input_ids_mT)
+
+
+def _reduced(lower: LowerLevel, z: Tensors, local: Alignments) -> Alignments:
+    """Sums over workers, and the part of lambda * |theta|^2 that no batch has."""
+    vectors: list[Sequence[torch.Tensor]] = [local.gradient, *([local.curvature] if local.curvature is not None else [])]
+    lower.workers.sum_([tensor for vector in vectors for tensor in vector])
+    if lower.config.l2_weight:
+        for vector, along in zip(vectors, (lower.parameters, z), strict=False):
+            torch._foreach_add_(list(vector), [tensor.detach() for tensor in along], alpha=2 * lower.config.l2_weight)
+    return local

@@ -5,5 +5,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Float64s = npt.NDArray[np.float64]
 Int64s = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.integer[Any]]

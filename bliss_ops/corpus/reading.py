@@ -59,6 +59,14 @@ class SequenceReader:
             position += taken
         return np.concatenate(ids), np.concatenate(tokens).astype(np.int64)
 
+    def sample(self, num_sequences: int, seed: int, *, batch_sequences: int = 1024) -> Iterator[tuple[Int64s, Int64s]]:
+        """The first `num_sequences` of the stream that belongs to `seed`, each once (all there are, when there are fewer), in batches."""
+        remaining, step = min(num_sequences, self.num_sequences), 0
+        while remaining > 0:
+            ids, tokens = self.batch(step, batch_sequences, seed)
+            yield ids[:remaining], tokens[:remaining]
+            remaining, step = remaining - batch_sequences, step + 1
+
     def _epoch_order(self, seed: int, epoch: int) -> tuple[Int64s, Int64s]:
         if self._epoch is None or self._epoch[0] != (seed, epoch):
             order = _permutation(len(self._rows_R), seed, epoch)

@@ -32,10 +32,9 @@ def discover(config: IngestConfig, directory: UPath) -> tuple[list[str], Metrics
         ValueError: the source matches no file, cannot be reached, or is of a kind that cannot be read.
     """
     files: list[str] = []
-    if config.source == EMBEDDED or config.validation.source == EMBEDDED:
-        files = harvest.harvest(
-            directory, config.embedded_megabytes, shards=config.source == EMBEDDED, validation=config.validation.source == EMBEDDED
-        )
+    validation = EMBEDDED in (config.validation.source, *(other.source for other in config.validation.others))
+    if config.source == EMBEDDED or validation:
+        files = harvest.harvest(directory, config.embedded_megabytes, shards=config.source == EMBEDDED, validation=validation)
     if config.source == EMBEDDED:
         described = [_describe(resolve(directory / file), file) for file in files if file != harvest.VALIDATION_FILE]
     else:

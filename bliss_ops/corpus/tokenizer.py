@@ -75,8 +75,12 @@ class Tokenizer:
         return np.concatenate([np.asarray(row, np.uint32) for row in rows]), np.array([len(row) for row in rows], np.int64)
 
     def decode(self, ids: Sequence[int] | Integers) -> str:
-        text: str = self._reference.decode([int(token) for token in ids], skip_special_tokens=False)
-        return text
+        return self.decode_batch([ids])[0]
+
+    def decode_batch(self, rows: Sequence[Sequence[int] | Integers]) -> list[str]:
+        """The text of each row of token ids; bytes that are no whole character become U+FFFD."""
+        texts: list[str] = self._reference.decode_batch([np.asarray(row).tolist() for row in rows], skip_special_tokens=False)
+        return texts
 
     def fast_agrees(self, texts: Sequence[str]) -> bool:
         """Whether gigatoken gives the reference's ids on `texts` (their beginnings)."""
@@ -93,6 +97,12 @@ def load(directory: UPath) -> Tokenizer:
     """The tokenizer of a tokenizer artifact."""
     path = directory / FILE
     return Tokenizer(path.read_bytes(), str(path))
+
+
+def copy(source: UPath, directory: UPath) -> str:
+    """Copy the tokenizer file of one artifact into another that must stand alone; returns its name."""
+    write_bytes(directory / FILE, (source / FILE).read_bytes())
+    return FILE
 
 
 def vocab_size(corpus: Corpus) -> int:

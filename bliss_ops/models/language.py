@@ -7,14 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from upath import UPath
-
-from bliss_ops.lake import write_bytes, write_json
 from bliss_ops.models.shapes import Shape, model_vocab_size, shape
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a training process on a bare GPU machine has no upath
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
+    from upath import UPath
 
 
 def build(name: str, *, vocab_size: int, sequence_length: int, seed: int) -> "PreTrainedModel":
@@ -72,15 +70,17 @@ def token_loss_sums(logits_BTV: "torch.Tensor", labels_BT: "torch.Tensor") -> "t
     return losses_BT.sum(1), (targets_BT != -100).sum(1)
 
 
-def save(model: "PreTrainedModel", directory: UPath, name: str) -> list[str]:
+def save(model: "PreTrainedModel", directory: "UPath", name: str) -> list[str]:
     """Write `<name>/config.json` and `<name>/model.safetensors`, the layout `AutoModelForCausalLM.from_pretrained` loads."""
+    from bliss_ops.lake import write_json
+
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     write_json(directory / name / "config.json", json.loads(json.dumps(config, default=str)))
     write_tensors(directory / name / "model.safetensors", model.state_dict())
     return [f"{name}/config.json", f"{name}/model.safetensors"]
 
 
-def load(directory: UPath, name: str) -> "PreTrainedModel":
+def load(directory: "UPath", name: str) -> "PreTrainedModel":
     """The model `save` wrote.
 
     Raises:
@@ -95,7 +95,7 @@ def load(directory: UPath, name: str) -> "PreTrainedModel":
     return model
 
 
-def load_weights(model: "torch.nn.Module", path: UPath) -> None:
+def load_weights(model: "torch.nn.Module", path: "UPath") -> None:
     """Fill `model` from a safetensors file; raises ValueError when it is cut or does not fit."""
     try:
         model.load_state_dict(read_tensors(path))
@@ -103,16 +103,18 @@ def load_weights(model: "torch.nn.Module", path: UPath) -> None:
         raise ValueError(f"{path} holds weights of another shape than the model: {error}") from error
 
 
-def write_tensors(path: UPath, tensors: "Mapping[str, torch.Tensor]") -> None:
+def write_tensors(path: "UPath", tensors: "Mapping[str, torch.Tensor]") -> None:
     """Tensors as one safetensors file, written atomically."""
     from safetensors.torch import save as save_tensors
+
+    from bliss_ops.lake import write_bytes
 
     write_bytes(
         path, save_tensors({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     )
 
 
-def read_tensors(path: UPath) -> "dict[str, torch.Tensor]":
+def read_tensors(path: "UPath") -> "dict[str, torch.Tensor]":
     """Tensors of a safetensors file.
 
     Raises:

@@ -16,23 +16,23 @@ from upath import UPath
 
 from bliss_ops.lake import Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report import charts
+from bliss_ops.report import biases, charts, fidelity
 from bliss_ops.report.curves import Compared, Row, equal_steps, read_rows, read_run
 from bliss_ops.report.facts import Facts, Source
 
 HERE = Path(__file__).parent
 MOST_SOURCES = 40
-STAGES = ("selector", "scores", "selection", "subset", "pretrain", "evaluation")
+STAGES = ("selector", "scores", "fidelity", "selection", "subset", "pretrain", "evaluation")
 
 
 def headline(run: Run) -> str:
-    """Two lines for a terminal from the run's `summary.json`: what came out, and where the page is."""
+    """Three lines for a terminal from the run's `summary.json`: what came out, how faithful the scores are, where the page is."""
     summary = json.loads((run.report / "summary.json").read_text())
     line = f"{run.name}: held-out loss {summary['validation_loss']:.3f} (perplexity {summary['perplexity']:.1f})"
     if summary["difference"] is not None:
         line += f", {abs(summary['difference']):.3f} {'below' if summary['difference'] < 0 else 'above'} {summary['compared_with']}"
     line += f"; {summary['num_selected']:,} of {summary['num_candidates']:,} sequences kept"
-    return f"{line}\n  report {run.report / 'index.html'}\n"
+    return f"{line}\n  {fidelity.headline(summary['fidelity'])}\n  report {run.report / 'index.html'}\n"
 
 
 def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dict[str, Any]]:
@@ -52,6 +52,8 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
     with tempfile.TemporaryDirectory(prefix="bliss-report-") as scratch, Facts(run, round_number, scratch) as facts:
         distribution, sources, counts = facts.distribution(), facts.sources(), facts.counts
         best, worst = facts.documents() if config.method != "random" else ([], [])
+        faithful, bias = fidelity.read(run, round_number, facts), biases.measure(facts, distribution)
+    cautions = bias.warnings(config.method, faithful.summary)
     outer = read_rows(run.round(round_number) / "selector" / "metrics.jsonl")
     summary = _summary(run, round_number, ours, others, counts) | {
         "score_mean": distribution.mean,
@@ -59,6 +61,9 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         "num_distinct_scores": distribution.num_distinct,
         "share_tied": distribution.num_tied / distribution.num_sequences,
         "warning": distribution.warning,
+        "fidelity": faithful.summary,
+        "cautions": [f"{what} {advice}" for what, advice in cautions],
+        **bias.summary,
     }
     limits = charts.padded([value for source in sources for value in (*source.quantiles, source.mean)], 0.03)
     threshold = counts["threshold"]
@@ -82,6 +87,9 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         num_sources=len(sources),
         strips={source.name: charts.strip(source.quantiles, source.mean, limits, threshold) for source in sources[:MOST_SOURCES]},
         largest_share=_largest_share(sources),
+        fidelity=faithful,
+        bias=bias,
+        cautions=cautions,
         training=_training_charts(outer),
         num_outer_steps=len(outer),
         race=_race_chart(ours, others),

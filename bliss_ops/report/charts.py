@@ -116,6 +116,44 @@ def histogram(edges: Sequence[float], counts: Sequence[int], selected: Sequence[
     return svg(frame, title, parts)
 
 
+def scatter(
+    points: Sequence[tuple[float, float, bool]],
+    trend: Sequence[tuple[float, float, float]],
+    level: tuple[float, str],
+    *,
+    title: str,
+    x_label: str,
+    width: float = 1080,
+    height: float = 320,
+) -> Markup:
+    """Points (x in per cent, y, selected) with the means of neighbours (x, y, standard error) over them and a level to hold them against.
+
+    A few far values would squeeze all others into one line: the y axis holds 98 in 100 of them, the rest lie on its edge.
+    """
+    ys = sorted(y for _, y, _ in points)
+    core = [*ys[len(ys) // 100 : len(ys) - len(ys) // 100], *(y + sign * error for _, y, error in trend for sign in (-1, 1))]
+    low, high = padded(core, 0.06)
+    frame = Frame(width, height, (0.0, 100.0), (low, high), left=64, right=124)
+    parts = frame.axes(x_label, number)
+    for x, y, chosen in points:
+        tip = f"<title>score rank {x:.0f} %, influence {y:.3g}{', selected' if chosen else ''}</title>"
+        position = f'cx="{frame.x(x):.1f}" cy="{frame.y(min(max(y, low), high)):.1f}"'
+        parts.append(f'<circle class="probe{" chosen" if chosen else ""}" {position} r="3.4">{tip}</circle>')
+    value, name = level
+    if low <= value <= high:
+        y = frame.y(value)
+        parts.append(f'<line class="threshold" x1="{frame.left:.1f}" x2="{width - frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(label("name threshold-name", width - frame.right + 8, y + 4, name))
+    path = " ".join(f"{'L' if i else 'M'}{frame.x(x):.1f} {frame.y(y):.1f}" for i, (x, y, _) in enumerate(trend))
+    parts.append(f'<path class="line second" d="{path}"/>')
+    for x, y, error in trend:
+        at, top, bottom = frame.x(x), frame.y(y + error), frame.y(y - error)
+        parts.append(f'<line class="error" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
+        tip = f"<title>mean influence around score rank {x:.0f} %: {y:.3g} \N{PLUS-MINUS SIGN} {error:.2g}</title>"
+        parts.append(f'<circle class="dot second" cx="{at:.1f}" cy="{frame.y(y):.1f}" r="4.5">{tip}</circle>')
+    return svg(frame, title, parts)
+
+
 def strip(quantiles: Sequence[float], mean: float, limits: tuple[float, float], threshold: float | None) -> Markup:
     """One row of the table of sources: 5-95 % as a line, the middle half as a bar, the mean as a dot, the threshold as a tick."""
     width, height = 300.0, 22.0

@@ -12,6 +12,7 @@ from upath import UPath
 
 from bliss_ops.lake import Run, is_local, shard_file
 from bliss_ops.manifest import read_manifest
+from bliss_ops.selectors import selector_of
 from bliss_ops.sharding import ROWS_PER_SHARD
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Facts:
         ).fetchall():
             counts[bin_number], selected[bin_number] = number, number_selected
         edges = [low + width * k for k in range(NUM_BINS + 1)]
-        narrow = NARROW_LOGITS if self.method == "bliss" else NARROW * max(1e-6, abs(mean))
+        narrow = NARROW_LOGITS if selector_of(self.method) == "bliss" else NARROW * max(1e-6, abs(mean))
         return Distribution(
             count, mean, deviation, minimum, maximum, num_distinct, int(num_tied), quantiles, edges, counts, selected, narrow
         )

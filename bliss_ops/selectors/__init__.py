@@ -4,6 +4,7 @@ A selector module has three names:
     SECTIONS                      the config sections its fit depends on
     fit(inputs, directory)        learn from the candidate window, write files, return (files, metrics)
     load_scorer(directory)        a function (sequence_ids_B, input_ids_BT) -> float32 score_B
+A *variant* is a selector with other settings: `recipes/variants/bliss-paper.toml` is the method `bliss-paper` of the module `bliss`.
 Everything else (windows, scoring, selection, pretraining, comparison) is shared.
 """
 
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from upath import UPath
 
-from bliss_ops.config import RunConfig, check_name
+from bliss_ops.config import VARIANTS, RunConfig, check_name
 from bliss_ops.lake import Run, shard_file
+from bliss_ops.launching import Launcher, launch_here
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,11 +35,13 @@ class SelectorInputs:
     config: RunConfig
     round_number: int
     vocab_size: int  # of the corpus's tokenizer
+    tokenizer: UPath  # directory of the corpus's tokenizer, for methods that read words
     candidates: "SequenceReader"  # the candidate window
     validation: UPath  # directory of the validation set; only its `guide` part may be read
     warmup: UPath  # warmed-up proxy and target
     reference: UPath  # the target's current checkpoint directory
     previous: UPath | None  # this selector's directory in the previous round
+    launch: Launcher = launch_here  # starts the processes of a training job
 
 
 class Selector(Protocol):
@@ -49,19 +53,25 @@ class Selector(Protocol):
 
 
 def known_methods() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The selectors and their variants."""
+    return sorted([*_selectors(), *(path.stem for path in VARIANTS.glob("*.toml") if selector_of(path.stem) in _selectors())])
+
+
+def selector_of(method: str) -> str:
+    """The name of the method's module: of a variant, what stands before its first dash."""
+    return method.split("-", 1)[0]
 
 
 def check_method(method: str) -> str:
-    """Return `method` when there is such a selector, else raise ValueError with the known ones."""
+    """Return `method` when there is such a selector or variant, else raise ValueError with the known ones."""
     if check_name(method) not in known_methods():
         raise ValueError(f"there is no method {method!r}: known methods are {', '.join(known_methods())}")
     return method
 
 
 def load(method: str) -> Selector:
-    """The selector module of that name."""
-    module: Any = importlib.import_module(f"{__name__}.{check_method(method)}")
+    """The selector module of that method."""
+    module: Any = importlib.import_module(f"{__name__}.{selector_of(check_method(method))}")
     return module  # type: ignore[no-any-return]
 
 
@@ -92,7 +102,7 @@ def window_identity(config: RunConfig, round_number: int) -> dict[str, int | Non
     return {"round": round_number, "shards": config.window_shards, "of_rounds": None if config.window_shards else config.num_rounds}
 
 
-def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
+def fit(run: Run, round_number: int, launch: Launcher, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
     """Fit the run's selector on the round's candidate window."""
     from bliss_ops.corpus import tokenizer
     from bliss_ops.corpus.reading import SequenceReader
@@ -102,11 +112,13 @@ def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], d
         config=run.config,
         round_number=round_number,
         vocab_size=tokenizer.vocab_size(run.corpus),
+        tokenizer=run.corpus.tokenizer,
         candidates=SequenceReader([shard_file(run.corpus.sequences, shard) for shard in window(run, round_number)]),
         validation=run.corpus.validation,
         warmup=run.warmup,
         reference=before / "pretrain" if round_number > 1 else run.warmup,
         previous=before / "selector" if round_number > 1 else None,
+        launch=launch,
     )
     return load(run.config.method).fit(inputs, directory)
 
@@ -114,3 +126,7 @@ def fit(run: Run, round_number: int, directory: UPath) -> tuple[Sequence[str], d
 def uses_proxy(method: str) -> bool:
     """Whether the method's fit starts from a warmed-up proxy model."""
     return "proxy" in load(method).SECTIONS
+
+
+def _selectors() -> list[str]:
+    return [module.name for module in pkgutil.iter_modules(__path__)]

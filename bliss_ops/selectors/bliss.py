@@ -6,7 +6,9 @@ previous round's score model afterwards.
 
 import copy
 import json
+import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from upath import UPath
@@ -14,55 +16,70 @@ from upath import UPath
 from bliss_ops.lake import write_json
 
 if TYPE_CHECKING:
+    from bliss_ops.bilevel.outer_step import BilevelState
     from bliss_ops.selectors import Scorer, SelectorInputs
+
+log = logging.getLogger(__name__)
 
 SECTIONS = ("proxy", "bilevel", "target", "compute")
 MODEL = "score_model.safetensors"
 SETTINGS = "score_model.json"
+METRICS = "metrics.jsonl"
 
 
 def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
-    """Train the score model; writes its weights, its settings and `metrics.jsonl`."""
-    import torch
+    """Train the score model on `compute.num_workers` processes; writes its weights, its settings and `metrics.jsonl`."""
+    config = inputs.config
+    inputs.launch(partial(train, inputs, directory), config.compute.num_workers)
+    write_json(
+        directory / SETTINGS,
+        {
+            "shape": config.proxy.shape,
+            "vocab_size": inputs.vocab_size,
+            "sequence_length": config.ingest.sequence_length,
+            "head": config.bilevel.score_head,
+            "pooling": config.bilevel.score_pooling,
+            "num_pooling_heads": config.bilevel.num_pooling_heads,
+            "device": config.compute.device,
+        },
+    )
+    last = json.loads((directory / METRICS).read_text().splitlines()[-1])
+    kept = ("validation_loss", "effective_sample_size", "probe_correlation", "probe_score_std", "probe_tied", "validation_auc", "residual")
+    return [MODEL, SETTINGS, METRICS], {name: last[name] for name in kept if name in last}
 
-    from bliss_ops.bilevel.outer_step import BilevelState
+
+def train(inputs: "SelectorInputs", directory: UPath) -> None:
+    """The training job, the same in every worker; the first one writes."""
     from bliss_ops.bilevel.training import train_score_model
     from bliss_ops.corpus import validation
     from bliss_ops.models import language
-    from bliss_ops.models.score import ScoreModel
     from bliss_ops.training.device import choose_device
     from bliss_ops.training.metrics import StepMetrics
-    from bliss_ops.training.state import PROXY, TrainState, adamw, load_reference, new_model
+    from bliss_ops.training.workers import Workers
 
-    config, settings = inputs.config, inputs.config.bilevel
-    device = choose_device(config.compute)
-    shape = {"shape": config.proxy.shape, "vocab_size": inputs.vocab_size, "sequence_length": config.ingest.sequence_length}
-    proxy_model = new_model(config, config.proxy, inputs.vocab_size)
-    proxy = TrainState(proxy_model, adamw(proxy_model, settings.proxy_learning_rate, 0.0))
-    proxy.restore(language.read_tensors(inputs.warmup / PROXY))
-    score_model = ScoreModel(copy.deepcopy(proxy_model), settings.score_head).to(device)
-    if inputs.previous is not None:
-        language.load_weights(score_model, inputs.previous / MODEL)
-    state = BilevelState(
-        proxy=proxy,
-        score=TrainState(score_model, adamw(score_model, settings.score_learning_rate, 0.0)),
-        smoothed_gradient=[torch.zeros_like(parameter) for parameter in proxy_model.parameters()],
-        reference=load_reference(config, inputs.vocab_size, inputs.reference) if settings.kl_weight else None,
-    )
-    tokens_per_step = (
-        settings.batch_sequences * settings.num_inner_steps + settings.validation_batch_sequences
-    ) * config.ingest.sequence_length
+    config, settings, workers = inputs.config, inputs.config.bilevel, Workers.current()
+    rows_per_step = settings.batch_sequences * settings.num_inner_steps + settings.validation_batch_sequences
     metrics = StepMetrics(
-        directory / "metrics.jsonl", f"fit {config.name} round {inputs.round_number}", settings.num_steps, tokens_per_step
+        directory / METRICS,
+        f"fit {config.name} round {inputs.round_number}",
+        settings.num_steps,
+        rows_per_step * config.ingest.sequence_length,
     )
-    guide = validation.read(inputs.validation, "guide")
-    train_score_model(state, inputs.candidates, guide, settings, seed=config.seed, device=device, directory=directory, metrics=metrics)
-    language.write_tensors(directory / MODEL, score_model.state_dict())
-    write_json(directory / SETTINGS, shape | {"head": settings.score_head, "device": config.compute.device})
-    last = metrics.rows[-1]
-    return [MODEL, SETTINGS, "metrics.jsonl"], {
-        name: last[name] for name in ("validation_loss", "effective_sample_size", "alignment_score_correlation")
-    }
+    state = _new_state(inputs)
+    train_score_model(
+        state,
+        inputs.candidates,
+        validation.read(inputs.validation, "guide"),
+        settings,
+        seed=config.seed,
+        device=choose_device(config.compute),
+        directory=directory,
+        metrics=metrics,
+        workers=workers,
+    )
+    if workers.writes:
+        language.write_tensors(directory / MODEL, state.score.model.state_dict())
+    workers.barrier()
 
 
 def load_scorer(directory: UPath) -> "Scorer":
@@ -78,7 +95,7 @@ def load_scorer(directory: UPath) -> "Scorer":
     settings = json.loads((directory / SETTINGS).read_text())
     device = choose_device(ComputeConfig(device=settings["device"]), num_threads=1)
     backbone = language.build(settings["shape"], vocab_size=settings["vocab_size"], sequence_length=settings["sequence_length"], seed=0)
-    model = ScoreModel(backbone, settings["head"])
+    model = ScoreModel(backbone, settings["head"], pooling=settings["pooling"], num_heads=settings["num_pooling_heads"])
     language.load_weights(model, directory / MODEL)
     model.to(device).eval()
 
@@ -88,3 +105,32 @@ def load_scorer(directory: UPath) -> "Scorer":
         return values
 
     return score
+
+
+def _new_state(inputs: "SelectorInputs") -> "BilevelState":
+    """Proxy from the warm-up, score model from the proxy or from the previous round, reference for the KL term."""
+    from bliss_ops.bilevel.outer_step import BilevelState
+    from bliss_ops.models import language
+    from bliss_ops.models.score import ScoreModel
+    from bliss_ops.training.device import compiled
+    from bliss_ops.training.state import PROXY, TrainState, adamw, load_reference, new_model
+
+    config, settings = inputs.config, inputs.config.bilevel
+    proxy_model = new_model(config, config.proxy, inputs.vocab_size)
+    proxy = TrainState(proxy_model, adamw(proxy_model, settings.proxy_learning_rate, 0.0))
+    proxy.restore(language.read_tensors(inputs.warmup / PROXY))
+    score_model = ScoreModel(
+        copy.deepcopy(proxy_model), settings.score_head, pooling=settings.score_pooling, num_heads=settings.num_pooling_heads
+    ).to(proxy_model.device)
+    if inputs.previous is not None and settings.score_start == "inherited":
+        language.load_weights(score_model, inputs.previous / MODEL)
+    compiled(proxy_model, config.compute)
+    compiled(score_model, config.compute)
+    is_trained = config.target.warmup_steps > 0 or inputs.round_number > 1
+    if settings.kl_weight and not is_trained:
+        log.warning("fit %s: the target has had no training step yet, so the KL term is left out of this round", config.name)
+    return BilevelState(
+        proxy=proxy,
+        score=TrainState(score_model, adamw(score_model, settings.score_learning_rate, 0.0)),
+        reference=load_reference(config, inputs.vocab_size, inputs.reference) if settings.kl_weight and is_trained else None,
+    )

@@ -68,7 +68,7 @@ def _load_and_publish(con: "DuckDBPyConnection", lake: Lake, names: Iterable[str
 
 
 def _load_round(con: "DuckDBPyConnection", run: Run, round_number: int, counts: Counts) -> None:
-    """What one round has finished: its scores, the documents behind them, its selection and its evaluation."""
+    """What one round has finished: its scores, the documents behind them, influences, selection and evaluation."""
     here, config, corpus = run.round(round_number), run.config, run.corpus
     scores = find_manifest(here / "scores")
     if scores is None:
@@ -100,6 +100,9 @@ def _load_round(con: "DuckDBPyConnection", run: Run, round_number: int, counts: 
     }
     _load_shard(con, tables.SCORE_RUNS, score_run_id, 0, _digest(row), row, counts)
     _load_shards(con, tables.SCORES, score_run_id, here / "scores", scores, counts)
+    if fidelity := find_manifest(here / "fidelity"):
+        for output in fidelity.outputs:  # none where nothing could be measured
+            _load_shard(con, tables.INFLUENCES, score_run_id, 0, output.sha256, {"file": str(here / "fidelity" / output.path)}, counts)
     if selection := find_manifest(here / "selection"):
         names = ("num_candidates", "num_selected", "threshold", "num_ties_at_threshold", "num_ties_kept", "num_tokens")
         row = {name: selection.metrics.get(name) for name in names}

@@ -26,6 +26,9 @@ create table if not exists all_scores (
 create table if not exists selections (
     score_run_id varchar not null, shard_id integer not null, sequence_id bigint not null, score float not null
 );
+create table if not exists influences (
+    score_run_id varchar not null, sequence_id bigint not null, influence double not null, score float not null
+);
 create table if not exists evaluations (
     score_run_id varchar not null, task varchar not null, metric varchar not null, value double not null,
     standard_error double, num_examples bigint not null
@@ -99,6 +102,30 @@ create or replace view rounds as
                       max(value) filter (where metric = 'perplexity') as perplexity
                from evaluations where task = 'validation' group by score_run_id) e using (score_run_id);
 
+create or replace view score_fidelity as
+    with sources as (select sequence_set, sequence_id, arg_max(source, num_tokens) as source
+                     from (select sequence_set, sequence_id, source, sum(num_tokens) as num_tokens from sequence_documents
+                           where sequence_id in (select sequence_id from influences) group by all) group by all),
+         probes as (select i.score_run_id, o.source, i.score, i.influence
+                    from influences i join score_runs r using (score_run_id)
+                    left join sources o on o.sequence_set = r.sequence_set and o.sequence_id = i.sequence_id),
+         pools as (select *, false as is_overall from probes
+                   union all select score_run_id, null as source, score, influence, true as is_overall from probes),
+         -- ties share the mean of their ranks
+         ranks as (select score_run_id, source, is_overall,
+                          rank() over (pool order by score) + (count(*) over (pool_score) - 1) / 2 as score_rank,
+                          rank() over (pool order by influence) + (count(*) over (pool_influence) - 1) / 2 as influence_rank
+                   from pools
+                   window pool as (partition by score_run_id, is_overall, source),
+                          pool_score as (partition by score_run_id, is_overall, source, score),
+                          pool_influence as (partition by score_run_id, is_overall, source, influence))
+    select r.run, r.round, r.method, case when is_overall then 'all' else coalesce(source, 'unknown') end as source, is_overall,
+           count(*) as num_probes,
+           case when count(distinct score_rank) > 1 and count(distinct influence_rank) > 1 then corr(score_rank, influence_rank) end
+               as spearman,
+           score_run_id
+    from ranks join score_runs r using (score_run_id) group by all;
+
 create or replace view selection_overlap as
     with sizes as (select r.score_run_id, r.sequence_set, r.round, n.num_selected
                    from score_runs r join selection_counts n using (score_run_id)),
@@ -117,7 +144,8 @@ select md5(coalesce(string_agg(concat_ws('|', kind, owner, shard_id, sha256), ',
 """
 DROP_TABLES = """
 drop table if exists loads; drop table if exists score_runs; drop table if exists all_scores; drop table if exists selections;
-drop table if exists selection_counts; drop table if exists evaluations; drop table if exists spans; drop table if exists documents;
+drop table if exists selection_counts; drop table if exists influences; drop table if exists evaluations; drop table if exists spans;
+drop table if exists documents;
 delete from state;
 """
 LOADED_SHARDS = "select shard_id from loads where kind = $kind and owner = $owner"
@@ -146,6 +174,11 @@ SELECTIONS = Kind(
     "selections",
     "delete from selections where score_run_id = $owner and shard_id = $shard",
     "insert into selections select $owner, $shard, sequence_id, score from read_parquet($file)",
+)
+INFLUENCES = Kind(
+    "influences",
+    "delete from influences where score_run_id = $owner",
+    "insert into influences select $owner, sequence_id, influence, score from read_parquet($file)",
 )
 EVALUATIONS = Kind(
     "evaluations",

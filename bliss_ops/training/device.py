@@ -26,3 +26,9 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def compiled(model: torch.nn.Module, config: ComputeConfig) -> None:
+    """torch.compile in place where it is asked for; names of parameters and so of checkpoints stay as they are."""
+    if config.compile:
+        getattr(model, "base_model", model).compile(dynamic=False)

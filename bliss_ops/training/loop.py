@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from upath import UPath
 
-from bliss_ops.corpus.validation import trim_padding
-from bliss_ops.models.language import read_tensors, token_loss_sums, write_tensors
+from bliss_ops.corpus.validation import ValidationRows, trim_padding
+from bliss_ops.models.token_loss import loss_sums, weighted_loss
+from bliss_ops.training.checkpoints import Checkpoint
 from bliss_ops.training.device import autocast
 from bliss_ops.training.metrics import StepMetrics
 from bliss_ops.training.state import TrainState
@@ -47,13 +48,12 @@ def train(
     state.model.train()
     while state.step < last_step:
         input_ids_BT = torch.from_numpy(batch_of(state.step)).to(device)
-        num_tokens = input_ids_BT.shape[0] * (input_ids_BT.shape[1] - 1)
+        share_B = torch.full((len(input_ids_BT),), 1 / len(input_ids_BT), device=device)
         rate = learning_rate(state.step)
         total = 0.0
         for micro_BT in torch.split(input_ids_BT, micro_batch_sequences):
             with autocast(device):
-                logits_BTV = state.model(input_ids=micro_BT).logits
-            loss = token_loss_sums(logits_BTV, micro_BT)[0].sum() / num_tokens
+                loss, _, _ = weighted_loss(state.model, micro_BT, micro_BT, share_B[: len(micro_BT)])
             torch.autograd.backward(loss)
             total += loss.item()
         if not np.isfinite(total):
@@ -81,39 +81,32 @@ def train_resumably(
     **settings: Any,
 ) -> None:
     """`train`, going on from `checkpoint` when it exists and writing it every `checkpoint_every_steps` and at the end."""
-    if checkpoint.exists():
-        state.restore(read_tensors(checkpoint))
-        metrics.resume(state.step)
+    kept = Checkpoint(checkpoint, state, metrics, checkpoint_every_steps, last_step)
+    kept.resume()
 
-    def save_now_and_then(step: int) -> None:
+    def after(step: int) -> None:
         after_step(step)
-        if step % checkpoint_every_steps == 0 or step == last_step:
-            metrics.write()
-            write_tensors(checkpoint, state.tensors())
+        kept.after_step(step)
 
-    train(state, batch_of, last_step, metrics=metrics, after_step=save_now_and_then, **settings)
+    train(state, batch_of, last_step, metrics=metrics, after_step=after, **settings)
     if not checkpoint.exists():  # no step to do: the initial state is the result
-        metrics.write()
-        write_tensors(checkpoint, state.tensors())
+        kept.save()
 
 
 @torch.no_grad()
-def mean_token_loss(
-    model: torch.nn.Module, input_ids_NT: np.ndarray, labels_NT: np.ndarray, batch_sequences: int = 64
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Mean loss over all counted tokens (nats), with each row's summed loss and token count (both of shape N)."""
+def mean_token_loss(model: torch.nn.Module, rows: ValidationRows, batch_sequences: int = 64) -> tuple[float, np.ndarray, np.ndarray]:
+    """Weighted mean loss over all counted tokens (nats), with each row's summed loss and token count (both of shape N, unweighted)."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     sums, counts = [], []
-    for begin in range(0, len(input_ids_NT), batch_sequences):
-        rows = slice(begin, begin + batch_sequences)
-        input_ids_BT, labels_BT = trim_padding(input_ids_NT[rows], labels_NT[rows])
+    for begin in range(0, len(rows), batch_sequences):
+        batch = slice(begin, begin + batch_sequences)
+        input_ids_BT, labels_BT = trim_padding(rows.input_ids_NT[batch], rows.labels_NT[batch])
         with autocast(device):
-            logits_BTV = model(input_ids=torch.from_numpy(input_ids_BT).to(device)).logits
-        sum_B, count_B = token_loss_sums(logits_BTV, torch.from_numpy(labels_BT).to(device))
+            sum_B, count_B = loss_sums(model, torch.from_numpy(input_ids_BT).to(device), torch.from_numpy(labels_BT).to(device))
         sums.append(sum_B.double().cpu().numpy())
         counts.append(count_B.cpu().numpy())
     model.train(was_training)
     sum_N, count_N = np.concatenate(sums), np.concatenate(counts)
-    return float(sum_N.sum() / count_N.sum()), sum_N, count_N
+    return float((rows.weight_N * sum_N).sum() / (rows.weight_N * count_N).sum()), sum_N, count_N

@@ -48,7 +48,7 @@ def pretrain(run: Run, round_number: int, directory: UPath) -> tuple[list[str], 
 
     def evaluate_now_and_then(step: int) -> None:
         if (step - first_step) % settings.evaluate_every_steps == 0 or step in (last_step, last_step + settings.decay_steps):
-            metrics.add(step, validation_loss=mean_token_loss(state.model, *held_out)[0])
+            metrics.add(step, validation_loss=mean_token_loss(state.model, held_out)[0])
 
     shared: dict[str, Any] = {
         "micro_batch_sequences": settings.micro_batch_sequences,

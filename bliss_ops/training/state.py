@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from upath import UPath
 
 from bliss_ops.config import ModelConfig, RunConfig
 from bliss_ops.models import language
@@ -14,6 +13,7 @@ from bliss_ops.training.device import choose_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from upath import UPath
 
 PROXY = "proxy.safetensors"
 TARGET = "state.safetensors"  # in the warm-up and in every round, so a reference model is read the same way in all of them
@@ -47,8 +47,8 @@ class TrainState:
         for name, parameter in self.model.named_parameters():
             moments: dict[str, Any] = {moment: tensors.get(f"{prefix}{moment}.{name}") for moment in MOMENTS}
             if all(value is not None for value in moments.values()):
-                device = {"exp_avg": parameter.device, "exp_avg_sq": parameter.device, "step": torch.device("cpu")}
-                self.optimizer.state[parameter] = {moment: value.to(device[moment]).clone() for moment, value in moments.items()}
+                # a fused optimizer counts its steps on the parameter's device
+                self.optimizer.state[parameter] = {moment: value.to(parameter.device).clone() for moment, value in moments.items()}
         self.step = int(tensors[f"{prefix}num_steps"])
 
     def second_moments(self) -> list[torch.Tensor] | None:
@@ -57,7 +57,8 @@ class TrainState:
         moments = [state[parameter] for parameter in self.model.parameters() if parameter in state]
         if not moments:
             return None
-        return [moment["exp_avg_sq"] / (1 - beta ** float(moment["step"])) for moment in moments]
+        num_updates = float(moments[0]["step"])  # the same for all; asking each would wait for a GPU every time
+        return list(torch._foreach_div([moment["exp_avg_sq"] for moment in moments], 1 - beta**num_updates))  # noqa: SLF001  # noqa: SLF001
 
 
 def new_model(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> "PreTrainedModel":
@@ -76,7 +77,7 @@ def new_state(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> 
     return TrainState(model, adamw(model, config.pretraining.learning_rate, config.pretraining.weight_decay))
 
 
-def load_reference(config: RunConfig, vocab_size: int, directory: UPath) -> nn.Module:
+def load_reference(config: RunConfig, vocab_size: int, directory: "UPath") -> nn.Module:
     """The target's current checkpoint (of the warm-up or of a round), frozen."""
     model: nn.Module = new_model(config, config.target, vocab_size)
     _load_weights(model, language.read_tensors(directory / TARGET))
@@ -88,11 +89,11 @@ def count_parameters(state: TrainState) -> int:
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with betas 0.9/0.95; only matrices decay."""
+    """AdamW with betas 0.9/0.95; only matrices decay. Fused: one pass over memory, a third of the time of the default on a CPU too."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), eps=1e-8)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
 def step_with(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], gradient: Sequence[torch.Tensor]) -> None:

@@ -98,3 +98,12 @@ def test_iter_shard_keeps_the_order(tmp_path):
     assert ids.tolist() == list(range(30_000_000, 30_000_050))
     assert np.array_equal(np.concatenate([tokens for _, tokens in batches]), tokens_of(ids))
     assert list(iter_shard(write_shard(tmp_path, 4, 0, 1), 7)) == []
+
+
+def test_a_sample_is_the_beginning_of_the_stream_and_repeats_nothing(tmp_path):
+    reader = SequenceReader([write_shard(tmp_path, shard, 25, 4) for shard in range(2)])
+    sampled = [ids for ids, tokens in reader.sample(23, 5, batch_sequences=10) if np.array_equal(tokens, tokens_of(ids))]
+    assert [len(ids) for ids in sampled] == [10, 10, 3]
+    assert np.array_equal(np.concatenate(sampled), reader.batch(0, 23, 5)[0])
+    everything = np.concatenate([ids for ids, _ in reader.sample(1000, 5, batch_sequences=16)])
+    assert len(everything) == len(set(everything.tolist())) == 50

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bliss_ops import pipeline, schemas
+from bliss_ops.config import ValidationConfig
 from bliss_ops.corpus import tokenizer, validation
 from tests.corpus.corpora import configure, contents, rows, table, text_of, write_gz
 
@@ -26,7 +27,9 @@ def test_documents_are_split_in_order_and_come_back_whole(tmp_path):
     ours = tokenizer.load(corpus.tokenizer)
     expected = [[*ids.tolist(), ours.eot_id] for ids in ours.encode_batch([line["text"] for line in lines])]
     for part, texts in (("guide", expected[:7]), ("holdout", expected[7:])):
-        input_ids, labels = validation.read(corpus.validation, part)
+        read = validation.read(corpus.validation, part)
+        input_ids, labels = read.input_ids_NT, read.labels_NT
+        assert (read.weight_N == 1).all()
         assert table(corpus.validation, f"{part}.parquet").schema.equals(schemas.validation(T))
         assert input_ids.dtype == labels.dtype == np.int64
         assert input_ids.shape == labels.shape == (manifest.metrics[f"num_{part}_rows"], T)
@@ -47,6 +50,48 @@ def test_a_window_of_one_token_is_left_out(tmp_path):
     input_ids, labels = validation.windows(ours, [exact], T)
     assert input_ids.shape == (1, T)
     assert (labels != validation.IGNORED).all()
+
+
+def test_several_sets_are_one_with_weights(tmp_path):
+    lines = [{"text": text_of(n, sentences=1 + n % 5)} for n in range(10)]
+    other = write_gz(tmp_path / "valid" / "other.jsonl.gz", [{"text": text_of(n, sentences=9)} for n in range(20, 24)])
+    corpus, manifest = prepared(tmp_path, lines, weight=3.0, others=[{"source": str(other), "weight": 1.0}])
+    alone, _ = prepared(tmp_path / "alone", [{"text": text_of(n, sentences=9)} for n in range(20, 24)])
+    assert manifest.metrics["num_documents"] == 14
+    assert validation.set_names(corpus.config.validation) == ["v", "other"]
+    for part in validation.PARTS:
+        read = validation.read(corpus.validation, part)
+        assert table(corpus.validation, f"{part}.parquet").schema.equals(schemas.validation(T, several_sets=True))
+        assert len(read) == manifest.metrics[f"num_{part}_rows"]
+        second = read.take(read.set_N == 1)
+        assert np.array_equal(second.labels_NT, validation.read(alone.validation, part).labels_NT)  # each set is split for itself
+        # Any loss per token: its weighted mean over all tokens is the mean of the sets' means, three parts to one.
+        counted = read.labels_NT[:, 1:] != validation.IGNORED
+        loss_NT = np.random.default_rng(0).random(counted.shape)
+        mean = [loss_NT[read.set_N == k][counted[read.set_N == k]].mean() for k in (0, 1)]
+        weighted = np.average(loss_NT[counted], weights=np.broadcast_to(read.weight_N[:, None], counted.shape)[counted])
+        assert weighted == pytest.approx((3 * mean[0] + mean[1]) / 4, rel=1e-12)
+        assert (counted.sum(1) * read.weight_N).sum() == pytest.approx(counted.sum(), rel=1e-12)
+
+
+def test_every_set_must_be_large_enough(tmp_path):
+    other = write_gz(tmp_path / "valid" / "other.jsonl.gz", [{"text": "only one"}])
+    with pytest.raises(ValueError, match=r"other\.jsonl\.gz' has 1 usable documents"):
+        prepared(tmp_path, [{"text": text_of(n)} for n in range(4)], others=[{"source": str(other)}])
+
+
+def test_sets_of_the_same_name_are_told_apart():
+    config = ValidationConfig(source="a/v.jsonl", others=({"source": "b/v.jsonl"}, {"source": "c.jsonl"}))
+    assert validation.set_names(config) == ["v-1", "v-2", "c"]
+
+
+def test_weight_of_a_set_alone_changes_nothing(tmp_path):
+    lines = [{"text": text_of(n)} for n in range(6)]
+    corpus, manifest = prepared(tmp_path / "one", lines)
+    other, weighted = prepared(tmp_path / "two", lines, weight=5.0)
+    assert contents(corpus.validation) == contents(other.validation)
+    assert manifest.identity.keys() == {"name", "source", "holdout_fraction", "sequence_length"}
+    assert weighted.identity.keys() == manifest.identity.keys()
 
 
 def test_equal_input_gives_equal_bytes(tmp_path):
@@ -82,3 +127,9 @@ def test_no_validation_set(tmp_path, source):
 def test_missing_validation_file(tmp_path):
     with pytest.raises(ValueError, match=r"gone\.jsonl does not exist"):
         prepared(tmp_path, [{"text": "x"}], source=str(tmp_path / "gone.jsonl"))
+
+
+def test_unpadded_rows_are_the_text_alone():
+    masked = np.array([[-100, 2, 3, -100], [4, 5, -100, -100], [6, 7, 8, 9], [-100] * 4])
+    rows = validation.ValidationRows.unweighted(np.array([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 9], [0] * 4]), masked)
+    assert [row.tolist() for row in validation.unpadded(rows)] == [[1, 2, 3], [4, 5], [6, 7, 8, 9], []]

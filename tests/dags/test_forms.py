@@ -34,7 +34,13 @@ def test_every_setting_of_a_recipe_is_a_field_with_its_sentence() -> None:
 
 @pytest.mark.parametrize(
     ("key", "good", "bad"),
-    [("bilevel.temperature", 2.5, 0), ("ingest.num_groups", 64, 65), ("compute.device", "cpu", "tpu"), ("num_rounds", 2, "two")],
+    [
+        ("bilevel.temperature", 2.5, 0),
+        ("ingest.num_groups", 64, 65),
+        ("compute.device", "cpu", "tpu"),
+        ("num_rounds", 2, "two"),
+        ("compute.num_workers", 4, 0),
+    ],
 )
 def test_fields_have_the_bounds_of_the_settings(key: str, good: object, bad: object) -> None:
     param = forms.round_params()[key]
@@ -42,6 +48,33 @@ def test_fields_have_the_bounds_of_the_settings(key: str, good: object, bad: obj
     assert param.resolve(None) is None
     with pytest.raises(ValueError, match="Failed validating"):
         param.resolve(bad)
+
+
+def test_tables_are_entered_as_json() -> None:
+    others = [{"source": "more.jsonl", "weight": 0.5}]
+    param = forms.round_params()["ingest.validation.others"]
+    assert param.resolve(others) == others
+    with pytest.raises(ValueError, match="Failed validating"):
+        param.resolve(["more.jsonl"])
+    assert forms.recipe(FILLED | {"ingest.validation.others": others}).ingest.validation.others[0].weight == 0.5
+
+
+def test_variants_are_methods_of_the_form_and_change_its_recipe() -> None:
+    param = forms.round_params()["method"]
+    assert param.resolve("bliss-released") == "bliss-released"
+    assert forms.recipe(FILLED | {"method": "bliss-released"}).bilevel.score_head == "sigmoid"
+    assert forms.recipe(FILLED | {"method": "bliss-released", "bilevel.score_head": "linear"}).bilevel.score_head == "linear"
+
+
+def test_the_number_of_workers_reaches_the_run_and_the_task_that_starts_them() -> None:
+    from bliss_ops import cli
+    from bliss_ops.airflow import tasks
+    from bliss_ops.pipeline import ROUND_STAGES
+
+    arguments = forms.configure_arguments("configure", FILLED | {"compute.num_workers": 4})
+    assert cli._overrides(cli.build_parser().parse_args(arguments)) == {"compute.num_workers": 4}
+    operators = {stage.name: tasks._stage_task(stage, tasks.configure_task("configure")) for stage in ROUND_STAGES if not stage.sharded}
+    assert {name for name, operator in operators.items() if "num_workers" in operator.num_workers} == {"fit"}
 
 
 @pytest.mark.parametrize("hostile", ["; rm -rf /", "$(reboot)", "a b\nc", "--lake=/elsewhere", "'\"`", "123", "null"])

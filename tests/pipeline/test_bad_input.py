@@ -30,7 +30,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("bilevel.num_steps=many", "valid integer"),
         ("selection.fraction=1.5", "less than or equal to 1, got 1.5"),
         ("selection.token_budget=5", "exactly one of selection.fraction and selection.token_budget"),
-        ("bilevel.ihvp=magic", "'adam_diagonal' or 'identity'"),
+        ("bilevel.ihvp=magic", "Input should be 'adam_diagonal', 'identity'"),
         ("ingest.corpus=../../etc", "is not a valid name"),
         ("ingest=5", "ingest"),
         ("bilevel.num_steps", "write SECTION.FIELD=VALUE"),
@@ -53,7 +53,7 @@ def test_run_names(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 def test_unknown_things_are_named_with_the_known_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lake = str(tmp_path / "lake")
     assert "known recipes are demo" in fails(capsys, "configure", "nonsense", "--lake", lake)
-    assert "known methods are bliss, random" in fails(capsys, "configure", "smoke", "--method", "oracle", "--lake", lake)
+    assert "known methods are bliss, bliss-paper" in fails(capsys, "configure", "smoke", "--method", "oracle", "--lake", lake)
     assert "run `bliss configure` first" in fails(capsys, "fit", "nobody", "--lake", lake)
     assert "run `bliss ingest` first" in fails(capsys, "discover", "nothing", "--lake", lake)
     assert "0 to N-1" in fails(capsys, "score", "r", "--group", "3/3", "--lake", lake)
@@ -75,10 +75,15 @@ def test_a_source_that_matches_nothing(tmp_path: Path, capsys: pytest.CaptureFix
 def test_local_paths_are_stored_so_that_other_processes_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["--set", "ingest.source=data/*.json.gz", "--set", "ingest.validation.source=s3://bucket/v.jsonl"]
+    settings += ["--set", 'ingest.validation.others=[{"source": "more.jsonl", "weight": 0.5}, {"source": "hf://x/y.jsonl"}]']
     assert main(["configure-corpus", "smoke", *settings, "--lake", "lake"]) == 0
     config = Lake.open(tmp_path / "lake").corpus("smoke").config
     assert config.source == str(tmp_path / "data" / "*.json.gz")
     assert config.validation.source == "s3://bucket/v.jsonl"
+    assert [(other.source, other.weight) for other in config.validation.others] == [
+        (str(tmp_path / "more.jsonl"), 0.5),
+        ("hf://x/y.jsonl", 1.0),
+    ]
 
 
 def test_no_validation_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ def test_the_selected_subset_beats_a_random_one_on_every_seed(tmp_path: Path) ->
     assert output.returncode == 0, output.stderr[-3000:]
     result = json.loads(output.stdout.splitlines()[-1])
     print(json.dumps(result))  # noqa: T201 - shown by -rP
-    assert all(seed["difference"] < 0 for seed in result["seeds"])
-    assert result["mean_difference"] <= -0.15
-    assert all(seed["auc"] > 0.7 for seed in result["seeds"])
+    difference = result["differences"]["bliss - random"]
+    assert all(value < 0 for value in difference["values"])
+    assert difference["mean"] <= -0.15
+    assert all(row["auc"] > 0.7 for row in result["rows"] if row["method"] == "bliss")

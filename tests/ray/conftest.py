@@ -42,7 +42,8 @@ def ray_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     layout.ray_token.write_text(secrets.token_hex(32))
     head = services.ray_environment(layout)
-    head |= {"PATH": f"{scripts}{os.pathsep}{head['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    importable = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    head |= {"PATH": f"{scripts}{os.pathsep}{head['PATH']}", "PYTHONPATH": importable}
     here = {name: value for name, value in head.items() if name.startswith("RAY_")}
     here |= {"TEST_RAY_ADDRESS": f"{services.HOST}:{layout.ports['ray']}"}
     before = dict(os.environ)

@@ -68,6 +68,12 @@ def test_a_stage_runs_and_its_log_is_shown(jobs: RayJobs, caplog: pytest.LogCapt
     assert "lake s3://bucket/lake" in log
 
 
+def test_a_stage_leaves_the_room_to_its_own_workers(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLISS_TRAINING_CPUS", "99")  # with such a claim it would wait for ever
+    BlissStageOperator(task_id="wide", subcommand="greet", subject="demo", trains=True, num_workers="2").execute(context("wide"))
+    assert jobs.status(name_of("wide")) == "SUCCEEDED"
+
+
 def test_a_retry_follows_the_job_that_still_runs(jobs: RayJobs, tmp_path: Path) -> None:
     witness = str(tmp_path / "witness")
     jobs.submit(name_of("slow"), ["bliss", "slow", witness])  # by a first try, whose process was then killed

@@ -47,3 +47,28 @@ def break_inside(_: str) -> Callable[[int], ShardRecord]:
         return {}["no such key"]  # type: ignore[return-value]
 
     return work
+
+
+def note_worker(directory: str) -> None:
+    """A training job that leaves a file with the addresses its process listens on."""
+    import psutil
+
+    from bliss_ops.training.workers import Workers
+
+    workers = Workers.current()
+    workers.barrier()
+    process = psutil.Process()
+    listening = [connection.laddr.ip for connection in process.net_connections("inet") if connection.status == psutil.CONN_LISTEN]
+    (Path(directory) / f"worker-{workers.rank}-of-{workers.count}").write_text("\n".join(listening))
+    workers.barrier()
+
+
+def refuse_on_worker_1(directory: str, message: str) -> None:
+    """A training job of which one worker raises while the other waits for it."""
+    from bliss_ops.training.workers import Workers
+
+    workers = Workers.current()
+    if workers.rank == 1:
+        (Path(directory) / f"attempt-{os.getpid()}").touch()
+        raise ValueError(message)
+    workers.barrier()

@@ -4,72 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from upath import UPath
 
-from bliss_ops import schemas, selectors
+from bliss_ops import selectors
 from bliss_ops.config import RunConfig
-from bliss_ops.corpus.reading import SequenceReader
-from bliss_ops.lake import shard_file, write_parquet
-from bliss_ops.models import language
 from bliss_ops.selectors import SelectorInputs
 from bliss_ops.sharding import ROWS_PER_SHARD
-from bliss_ops.training.loop import train
-from bliss_ops.training.metrics import StepMetrics
-from bliss_ops.training.state import PROXY, TARGET, new_state
-
-LENGTH, VOCABULARY, ROWS = 16, 64, 256
-
-
-def counting(rows: int, half: int, rng: np.random.Generator) -> np.ndarray:
-    """Sequences that count upwards in one half of the vocabulary: learnable, and of no use for the other half."""
-    size = VOCABULARY // 2
-    return half * size + (rng.integers(0, size, (rows, 1)) + np.arange(LENGTH)) % size
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> SelectorInputs:
-    """A window of two shards: one counts like the validation set, one in the other half of the vocabulary."""
-    root = UPath(tmp_path_factory.mktemp("selector"))
-    rng = np.random.default_rng(0)
-    schema = schemas.sequences(LENGTH, VOCABULARY)
-    for shard in (0, 1):
-        tokens = counting(ROWS, shard, rng).astype(np.uint16)
-        ids = shard * ROWS_PER_SHARD + np.arange(ROWS)
-        table = pa.table([pa.array(ids), pa.FixedSizeListArray.from_arrays(pa.array(tokens.ravel()), LENGTH)], schema=schema)
-        write_parquet(shard_file(root / "sequences", shard), table)
-    good = counting(64, 0, rng).astype(np.int32)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(good.ravel()), LENGTH)
-    write_parquet(root / "validation" / "guide.parquet", pa.table([column, column], schema=schemas.validation(LENGTH)))
-    config = RunConfig(
-        name="r",
-        recipe="r",
-        method="bliss",
-        ingest={"sequence_length": LENGTH},
-        proxy={"shape": "tiny-neox-64"},
-        target={"shape": "tiny-neox-64"},
-        bilevel={
-            "num_steps": 40,
-            "batch_sequences": 32,
-            "score_learning_rate": 1e-3,
-            "checkpoint_every_steps": 15,
-            "validation_batch_sequences": 32,
-        },
-        compute={"num_threads": 1},
-    )
-    reader = SequenceReader([shard_file(root / "sequences", shard) for shard in (0, 1)])
-    proxy = new_state(config, config.proxy, VOCABULARY)
-    metrics = StepMetrics(root / "warmup" / "metrics.jsonl", "warm up", 10, 512)
-    settings = {"learning_rate": lambda _step: 1e-3, "micro_batch_sequences": 32, "max_gradient_norm": 1.0, "metrics": metrics}
-    train(proxy, lambda step: reader.batch(step, 32, 0)[1], 10, **settings)
-    for name in (PROXY, TARGET):
-        language.write_tensors(root / "warmup" / name, proxy.tensors())
-    return SelectorInputs(config, 1, VOCABULARY, reader, root / "validation", root / "warmup", root / "warmup", None)
-
-
-def both_shards(inputs: SelectorInputs) -> tuple[np.ndarray, np.ndarray]:
-    return inputs.candidates.batch(0, 2 * ROWS, seed=3)
+from tests.selectors.windows import both_shards
 
 
 @pytest.mark.parametrize("method", selectors.known_methods())
@@ -93,7 +35,7 @@ def test_every_selector_keeps_the_contract(inputs: SelectorInputs, tmp_path: Pat
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / file).read_bytes(), f"{file} differs between two fits of one seed"
 
 
-@pytest.mark.parametrize("alignment", ["exact", "central_difference"])
+@pytest.mark.parametrize("alignment", ["double_backward", "central_difference"])
 def test_bliss_prefers_the_text_that_helps_the_validation_set(inputs: SelectorInputs, tmp_path: Path, alignment: str) -> None:
     config = inputs.config.model_copy(update={"bilevel": inputs.config.bilevel.model_copy(update={"alignment": alignment})})
     chosen = SelectorInputs(**{**vars(inputs), "config": config})

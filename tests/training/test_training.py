@@ -7,6 +7,7 @@ import pytest
 import torch
 from upath import UPath
 
+from bliss_ops.corpus.validation import ValidationRows
 from bliss_ops.models import language
 from bliss_ops.models.shapes import model_vocab_size
 from bliss_ops.training.loop import mean_token_loss, train_resumably
@@ -111,7 +112,22 @@ def test_mean_token_loss_counts_only_labelled_tokens() -> None:
         logits = model(input_ids=torch.from_numpy(tokens)).logits
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), torch.from_numpy(labels[:, 1:]), ignore_index=-100)
     for batch in (1, 4, 64):
-        assert mean_token_loss(model, tokens, labels, batch)[0] == pytest.approx(float(losses), rel=1e-5)
+        assert mean_token_loss(model, ValidationRows.unweighted(tokens, labels), batch)[0] == pytest.approx(float(losses), rel=1e-5)
+
+
+def test_mean_token_loss_of_several_sets_is_the_weighted_mean_of_their_losses() -> None:
+    model = new_state().model
+    tokens = batch_of(0)
+    labels = tokens.copy()
+    labels[2:, 5:] = -100
+    set_N = (np.arange(len(tokens)) >= 2).astype(np.int64)
+    rows = ValidationRows.unweighted(tokens, labels)
+    losses = [mean_token_loss(model, rows.take(set_N == number))[0] for number in (0, 1)]
+    num_tokens = (labels[:, 1:] != -100).sum(1)
+    weights = 1 / np.array([num_tokens[set_N == number].sum() for number in (0, 1)])  # equal weight to each set
+    both, sums, counts = mean_token_loss(model, ValidationRows(tokens, labels, weights[set_N], set_N))
+    assert both == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert both != pytest.approx(sums.sum() / counts.sum(), rel=1e-4)  # which the plain mean is not
 
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())

@@ -1,0 +1,68 @@
+"""Lowest loss: minus the mean next-token loss of the warmed-up proxy, so the text the proxy finds easiest comes first.
+
+It never looks at the validation set. The warm-up is the one `bliss` starts from, so the comparison isolates what bilevel training adds.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from upath import UPath
+
+from bliss_ops.lake import write_json
+
+if TYPE_CHECKING:
+    from bliss_ops.selectors import Scorer, SelectorInputs
+
+SECTIONS = ("proxy", "compute")
+MODEL = "proxy_model.safetensors"
+SETTINGS = "proxy_model.json"
+
+_LOGITS_AT_ONCE = 1 << 26  # 256 MB in float32: 20,000 tokens of a 2,048 vocabulary or one sequence of 1,024 of a 50,304 one
+
+
+def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
+    """Copy the warmed-up proxy's weights, without its optimizer.
+
+    Raises:
+        ValueError: the warm-up belongs to a proxy of another shape.
+    """
+    from bliss_ops.models import language
+    from bliss_ops.training.state import PROXY, TrainState, adamw, new_model
+
+    config = inputs.config
+    model = new_model(config, config.proxy, inputs.vocab_size)
+    proxy = TrainState(model, adamw(model, config.proxy.warmup_learning_rate, 0.0))
+    proxy.restore(language.read_tensors(inputs.warmup / PROXY))
+    language.write_tensors(directory / MODEL, model.state_dict())
+    shape = {"shape": config.proxy.shape, "vocab_size": inputs.vocab_size, "sequence_length": config.ingest.sequence_length}
+    write_json(directory / SETTINGS, shape | {"device": config.compute.device})
+    return [MODEL, SETTINGS], {"num_warmup_steps": proxy.step}
+
+
+def load_scorer(directory: UPath) -> "Scorer":
+    """Minus the mean token loss, in float32 on a CPU (one thread) and bfloat16 matrix products on a GPU."""
+    import numpy as np
+    import torch
+
+    from bliss_ops.config import ComputeConfig
+    from bliss_ops.models import language
+    from bliss_ops.training.device import autocast, choose_device
+
+    settings = json.loads((directory / SETTINGS).read_text())
+    device = choose_device(ComputeConfig(device=settings["device"]), num_threads=1)
+    model = language.build(settings["shape"], vocab_size=settings["vocab_size"], sequence_length=settings["sequence_length"], seed=0)
+    language.load_weights(model, directory / MODEL)
+    model.to(device).eval()
+
+    def score(_sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
+        rows = max(1, _LOGITS_AT_ONCE // (input_ids_BT.shape[1] * model.config.vocab_size))
+        parts = []
+        with torch.inference_mode(), autocast(device):
+            for first in range(0, len(input_ids_BT), rows):
+                ids_BT = torch.from_numpy(input_ids_BT[first : first + rows]).to(device)
+                loss_B, num_tokens_B = language.token_loss_sums(model(ids_BT).logits, ids_BT)
+                parts.append((-loss_B / num_tokens_B).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    return score

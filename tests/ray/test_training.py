@@ -1,0 +1,58 @@
+"""Bilevel training on real Ray Train workers: lost ones are replaced and nothing shows, errors come out as they were raised."""
+
+import sys
+from functools import partial
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from bliss_ops.models import language
+from bliss_ops.ray.training import launch_on_ray
+from tests.bilevel import jobs
+from tests.ray import workers
+
+pytestmark = pytest.mark.skipif(find_spec("pandas") is None, reason="ray.train needs pandas: pip install 'bliss-ops[ray]'")
+
+
+def test_one_worker_needs_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    launch_on_ray(partial(workers.note_worker, str(tmp_path)), 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["worker-0-of-1"]
+
+
+def test_workers_form_a_group_that_listens_on_the_loopback_interface(inside_ray: None, tmp_path: Path) -> None:
+    launch_on_ray(partial(workers.note_worker, str(tmp_path)), 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["worker-0-of-2", "worker-1-of-2"]
+    listening = {ip_address(line) for path in tmp_path.iterdir() for line in path.read_text().split()}
+    assert all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in listening), listening
+    assert not sys.modules["ray"].is_initialized()
+
+
+def test_a_workers_value_error_comes_out_as_it_is_and_is_not_tried_again(inside_ray: None, tmp_path: Path) -> None:
+    message = "fit: at step 3 validation_loss not finite; lower bilevel.score_learning_rate"
+    with pytest.raises(ValueError, match="not finite") as raised:
+        launch_on_ray(partial(workers.refuse_on_worker_1, str(tmp_path), message), 2)
+    assert str(raised.value) == message
+    assert len(list(tmp_path.glob("attempt-*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_worker_leaves_no_trace_in_the_score_model(inside_ray: None, tmp_path: Path) -> None:
+    jobs.write_candidates(tmp_path)
+    settings = {"num_steps": 6}
+    launch_on_ray(partial(jobs.train, str(tmp_path / "undisturbed"), settings), 2)
+    marker = tmp_path / "killed"
+    launch_on_ray(partial(jobs.train, str(tmp_path / "disturbed"), settings, die_at=5, only_once=str(marker)), 2)
+    assert marker.exists()
+    for name in (jobs.MODEL, "state.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "disturbed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    trained = language.read_tensors(jobs.UPath(tmp_path / "disturbed" / jobs.MODEL))
+    assert all(tensor.isfinite().all() for tensor in trained.values())
+
+
+@pytest.mark.slow
+def test_more_workers_than_there_is_room_for_are_fewer_workers(inside_ray: None, tmp_path: Path) -> None:
+    launch_on_ray(partial(workers.note_worker, str(tmp_path)), 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["worker-0-of-2", "worker-1-of-2"]
