@@ -145,7 +145,7 @@ class BilevelConfig(Settings):
         default="lookahead", description="Inverse-Hessian approximation applied to the validation gradient (bilevel/ihvp.py)."
     )
     num_lookahead_steps: int = Field(default=40, ge=1, le=10_000, description="Steps that lookahead follows the validation set for.")
-    lookahead_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="Size of one of them, per coordinate.")
+    lookahead_learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Size of one of them, per coordinate.")
     damping: float | None = Field(default=None, gt=0, le=100, description="Added to the curvature (delta); empty takes the solver's own.")
     num_solver_steps: int = Field(default=5, ge=1, le=100, description="Steps of conjugate_gradient and neumann.")
     solver_learning_rate: float = Field(
@@ -164,7 +164,7 @@ class BilevelConfig(Settings):
     max_hypergradient_norm: float = Field(default=1.0, gt=0, le=1e6, description="Clipping of the score model's gradient.")
     hypergradient_weight: float = Field(default=1.0, ge=0, le=100, description="Weight of the hypergradient in the score model's loss.")
     distillation_weight: float = Field(
-        default=1.0, ge=0, le=100, description="Weight of regressing the scores on the standardised alignments; 0 leaves it out."
+        default=3.0, ge=0, le=100, description="Weight of regressing the scores on the standardised alignments; 0 leaves it out."
     )
     num_replays: int = Field(
         default=0, ge=0, le=100, description="Further steps of that regression per outer step, on batches whose alignments are known."

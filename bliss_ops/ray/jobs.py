@@ -5,10 +5,15 @@ would report the end of a job up to two seconds late.
 """
 
 import asyncio
+import logging
 import shlex
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.5
+AGENT_SECONDS = 60.0  # a busy two-core machine has been seen to take 20
 MISSING = "MISSING"  # our word for a job that the cluster does not know
 ACTIVE = frozenset({"PENDING", "RUNNING"})
 SUCCEEDED = "SUCCEEDED"
@@ -44,14 +49,26 @@ class RayJobs:
         num_cpus: float = 0,
         num_gpus: float = 0,
     ) -> None:
-        """Start `command` (an argument list: each element reaches the process as it is) as job `submission_id`."""
-        self._client.submit_job(
-            entrypoint=shlex.join(command),
-            submission_id=submission_id,
-            runtime_env={"env_vars": dict(env_vars)} if env_vars else None,
-            entrypoint_num_cpus=num_cpus or None,
-            entrypoint_num_gpus=num_gpus or None,
-        )
+        """Start `command` (an argument list: each element reaches the process as it is) as job `submission_id`.
+
+        A head that has just started may not have its job agent yet; it is waited for, since nothing was submitted then.
+        """
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                self._client.submit_job(
+                    entrypoint=shlex.join(command),
+                    submission_id=submission_id,
+                    runtime_env={"env_vars": dict(env_vars)} if env_vars else None,
+                    entrypoint_num_cpus=num_cpus or None,
+                    entrypoint_num_gpus=num_gpus or None,
+                )
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                log.info("%s: the Ray head at %s has no job agent yet, waiting", submission_id, self.address)
+                time.sleep(1.0)
 
     def status(self, submission_id: str) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, or MISSING."""
