@@ -96,8 +96,13 @@ class Guards:
             return
         if numbers["probe_score_std"] < 1e-3:
             self._warn("constant", "the scores are nearly constant: raise bilevel.score_learning_rate or bilevel.num_steps")
-        if numbers.get("probe_correlation", 0.0) < -0.1:
+        if numbers.get("probe_correlation", 1.0) < -0.1:
             self._warn("inverted", "the scores run against the measured alignments: lower bilevel.score_learning_rate, train longer")
+        elif numbers.get("probe_correlation", 1.0) < 0.05:
+            self._warn(
+                "unlearned",
+                "the scores do not follow the measured alignments: lower bilevel.proxy_learning_rate or score_learning_rate, or train longer",
+            )
         if numbers["probe_tied"] > 0.2:
             self._warn("tied", "many candidates share a score: raise bilevel.distillation_weight, or take score_head = 'linear'")
         if numbers.get("shift_error", 0.0) > 0.2:

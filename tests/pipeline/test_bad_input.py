@@ -30,7 +30,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("bilevel.num_steps=many", "valid integer"),
         ("selection.fraction=1.5", "less than or equal to 1, got 1.5"),
         ("selection.token_budget=5", "exactly one of selection.fraction and selection.token_budget"),
-        ("bilevel.ihvp=magic", "Input should be 'adam_diagonal', 'identity'"),
+        ("bilevel.ihvp=magic", "Input should be 'lookahead', 'adam_diagonal', 'identity'"),
         ("ingest.corpus=../../etc", "is not a valid name"),
         ("ingest=5", "ingest"),
         ("bilevel.num_steps", "write SECTION.FIELD=VALUE"),
