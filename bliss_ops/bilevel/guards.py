@@ -101,7 +101,7 @@ class Guards:
         elif numbers.get("probe_correlation", 1.0) < 0.05:
             self._warn(
                 "unlearned",
-                "the scores do not follow the measured alignments: lower bilevel.proxy_learning_rate or score_learning_rate, or train longer",
+                "the scores do not follow the measured alignments: lower bilevel.proxy_learning_rate, or train longer",
             )
         if numbers["probe_tied"] > 0.2:
             self._warn("tied", "many candidates share a score: raise bilevel.distillation_weight, or take score_head = 'linear'")
