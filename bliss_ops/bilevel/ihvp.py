@@ -32,7 +32,6 @@ DAMPING = {
     "conjugate_gradient": 1.0,
     "neumann": 1.0,
 }  # delta, where the setting is empty
-NEEDS_PRODUCTS = ("conjugate_gradient", "neumann", "released")
 
 # The released z hardly leaves its constant: these give it the cosine of 0.02 with grad f that was measured for it.
 RELEASED_START, RELEASED_STEPS, RELEASED_RATE = 0.01, 3, 0.05

@@ -58,8 +58,11 @@ def look(state: BilevelState, probes: Probes, config: BilevelConfig) -> dict[str
     numbers |= {"probe_correlation": spearman(score_P, alignment_P.cpu().numpy()), "shift_error": change}
     if config.ihvp != "warm_start":  # which logs its residual at every step
         weight_P = torch.full_like(halved_P, 1 / len(halved_P))
+        # the smoothed gradient is not bias-corrected, but its scale does not enter the residual
         product = hypergradient.curvature_product(few, weight_P, state.z)
-        numbers["residual"] = ihvp.relative_residual(state.z, product, _smoothed(state), ihvp.damping(config) if _solves(config) else 0.0)
+        numbers["residual"] = ihvp.relative_residual(
+            state.z, product, state.smoothed_gradient, ihvp.damping(config) if _solves(config) else 0.0
+        )
     return numbers
 
 
@@ -72,10 +75,6 @@ def _scores(model: torch.nn.Module, input_ids_NT: torch.Tensor) -> np.ndarray:
     with torch.no_grad(), autocast(input_ids_NT.device):
         scores: np.ndarray = torch.cat([model(rows) for rows in torch.split(input_ids_NT, 64)]).float().cpu().numpy()
     return scores
-
-
-def _smoothed(state: BilevelState) -> list[torch.Tensor]:
-    return state.smoothed_gradient  # its scale does not enter the residual
 
 
 def _solves(config: BilevelConfig) -> bool:
