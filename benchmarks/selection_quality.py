@@ -25,7 +25,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from bliss_ops import selectors
+from bliss_ops import rank_correlation, selectors
 from bliss_ops.cli import main as bliss
 from bliss_ops.lake import Lake, Run
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
@@ -166,22 +166,14 @@ def auc(better: np.ndarray, worse: np.ndarray) -> float:
     """Probability that a score of `better` is above one of `worse`, ties counted half; NaN when either is empty."""
     if not (len(better) and len(worse)):
         return math.nan
-    ranks = midranks(np.concatenate([better, worse]))
-    return float((ranks[: len(better)].sum() - len(better) * (len(better) + 1) / 2) / (len(better) * len(worse)))
+    return rank_correlation.area_under_curve(better, worse)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation; NaN where one side is constant or there are fewer than three pairs."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
-    return float(np.corrcoef(midranks(a), midranks(b))[0, 1])
-
-
-def midranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    midrank: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return midrank
+    return rank_correlation.spearman(a, b)
 
 
 # ---- all seeds -------------------------------------------------------------------------------------------------------

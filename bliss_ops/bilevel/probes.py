@@ -16,7 +16,7 @@ from bliss_ops.bilevel.lower_level import LowerLevel
 from bliss_ops.bilevel.outer_step import BilevelState
 from bliss_ops.bilevel.vectors import norm
 from bliss_ops.config import BilevelConfig
-from bliss_ops.rank_correlation import spearman
+from bliss_ops.rank_correlation import area_under_curve, spearman
 from bliss_ops.training.device import autocast
 
 CHECKED_ROWS = 32  # probes whose shift error and residual are measured
@@ -64,11 +64,6 @@ def look(state: BilevelState, probes: Probes, config: BilevelConfig) -> dict[str
             state.z, product, state.smoothed_gradient, ihvp.damping(config) if _solves(config) else 0.0
         )
     return numbers
-
-
-def area_under_curve(high_G: np.ndarray, low_P: np.ndarray) -> float:
-    """The chance that one of `high_G` is above one of `low_P`; ties count half."""
-    return float(((high_G[:, None] > low_P).mean() + (high_G[:, None] >= low_P).mean()) / 2)
 
 
 def _scores(model: torch.nn.Module, input_ids_NT: torch.Tensor) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from upath import UPath
 
 from bliss_ops.lake import write_bytes, write_json
+from bliss_ops.rank_correlation import area_under_curve
 
 if TYPE_CHECKING:
     from bliss_ops.config import ClassifierConfig
@@ -62,7 +63,7 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
     heldout_P, heldout_Q = logit_N[is_heldout_N & is_guide_N], logit_N[is_heldout_N & ~is_guide_N]
     metrics = {
         "heldout_accuracy": float(((heldout_P > 0).mean() + (heldout_Q <= 0).mean()) / 2),
-        "heldout_auc": auc(heldout_P, heldout_Q),
+        "heldout_auc": area_under_curve(heldout_P, heldout_Q),
         "num_guide_rows": len(positives),
         "num_candidate_sequences": len(negatives),
         "num_iterations": num_iterations,
@@ -119,13 +120,6 @@ def logits(coefficient_K: np.ndarray, bias: float, found: "Features", num_rows: 
     row_F, bucket_F, value_F = found
     logit_N: np.ndarray = np.bincount(row_F, weights=coefficient_K[bucket_F] * value_F, minlength=num_rows) + bias
     return logit_N
-
-
-def auc(positive_N: np.ndarray, negative_M: np.ndarray) -> float:
-    """Probability that a positive scores above a negative; a tie counts half."""
-    ordered = np.sort(negative_M)
-    below, up_to = (np.searchsorted(ordered, positive_N, side=side) for side in ("left", "right"))
-    return float((below + up_to).mean() / 2 / len(ordered))
 
 
 def train(found: "Features", is_guide_N: np.ndarray, weight_N: np.ndarray, settings: "ClassifierConfig") -> tuple[np.ndarray, float, int]:

@@ -18,8 +18,6 @@ SECTIONS = ("proxy", "compute")
 MODEL = "proxy_model.safetensors"
 SETTINGS = "proxy_model.json"
 
-_LOGITS_AT_ONCE = 1 << 26  # 256 MB in float32: 20,000 tokens of a 2,048 vocabulary or one sequence of 1,024 of a 50,304 one
-
 
 def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict[str, Any]]:
     """Copy the warmed-up proxy's weights, without its optimizer.
@@ -47,6 +45,7 @@ def load_scorer(directory: UPath) -> "Scorer":
 
     from bliss_ops.config import ComputeConfig
     from bliss_ops.models import language
+    from bliss_ops.models.token_loss import loss_sums
     from bliss_ops.training.device import autocast, choose_device
 
     settings = json.loads((directory / SETTINGS).read_text())
@@ -56,13 +55,10 @@ def load_scorer(directory: UPath) -> "Scorer":
     model.to(device).eval()
 
     def score(_sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
-        rows = max(1, _LOGITS_AT_ONCE // (input_ids_BT.shape[1] * model.config.vocab_size))
-        parts = []
+        ids_BT = torch.from_numpy(input_ids_BT).to(device)
         with torch.inference_mode(), autocast(device):
-            for first in range(0, len(input_ids_BT), rows):
-                ids_BT = torch.from_numpy(input_ids_BT[first : first + rows]).to(device)
-                loss_B, num_tokens_B = language.token_loss_sums(model(ids_BT).logits, ids_BT)
-                parts.append((-loss_B / num_tokens_B).float().cpu().numpy())
-        return np.concatenate(parts)
+            loss_B, num_tokens_B = loss_sums(model, ids_BT, ids_BT)
+        values: np.ndarray = (-loss_B / num_tokens_B).float().cpu().numpy()
+        return values
 
     return score

@@ -58,7 +58,7 @@ class TrainState:
         if not moments:
             return None
         num_updates = float(moments[0]["step"])  # the same for all; asking each would wait for a GPU every time
-        return list(torch._foreach_div([moment["exp_avg_sq"] for moment in moments], 1 - beta**num_updates))  # noqa: SLF001  # noqa: SLF001
+        return list(torch._foreach_div([moment["exp_avg_sq"] for moment in moments], 1 - beta**num_updates))  # noqa: SLF001
 
 
 def new_model(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> "PreTrainedModel":

@@ -1,9 +1,9 @@
-"""Spearman with ties against numbers worked out by hand, and its standard error against theory."""
+"""Spearman and the area under the curve with ties against numbers worked out by hand, and its standard error against theory."""
 
 import numpy as np
 import pytest
 
-from bliss_ops.rank_correlation import midranks, spearman, spearman_standard_error
+from bliss_ops.rank_correlation import area_under_curve, midranks, spearman, spearman_standard_error
 
 
 def test_equal_values_share_the_mean_of_their_ranks() -> None:
@@ -22,6 +22,10 @@ def test_ties_do_not_correlate_with_the_order_of_appearance() -> None:
     tied[::2] = 1
     assert abs(spearman(tied, rising)) < 0.01
     assert spearman(np.ones(5), rising[:5]) == 0.0
+
+
+def test_area_under_curve_counts_ties_half() -> None:
+    assert area_under_curve(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx((0.5 + 0 + 1 + 1) / 4)
 
 
 def test_monotone_maps_change_nothing() -> None:
