@@ -32,7 +32,8 @@ from benchmarks.reference_algorithm import ReferenceState, hypergradient, losses
 from bliss_ops.bilevel.hypergradient import ROUTES, double_backward, score_gradient
 from bliss_ops.bilevel.lower_level import LowerLevel
 from bliss_ops.bilevel.objective import sample_weights
-from bliss_ops.bilevel.outer_step import Batch, BilevelState, ValidationBatch, outer_step
+from bliss_ops.bilevel.outer_step import outer_step
+from bliss_ops.bilevel.state import Batch, BilevelState, ValidationBatch
 from bliss_ops.bilevel.vectors import norm
 from bliss_ops.config import BilevelConfig
 from bliss_ops.models import language

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from selection_quality import auc, names, spearman
 
 from bliss_ops import pipeline
-from bliss_ops.config import load_recipe
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.corpus.source import expand
 from bliss_ops.lake import Lake, Run, shard_file
 from bliss_ops.manifest import read_manifest
 from bliss_ops.rank_correlation import midranks
+from bliss_ops.recipes import load_recipe
 from bliss_ops.sharding import ROWS_PER_SHARD
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bliss_ops import __version__, pipeline
-from bliss_ops.config import EMBEDDED, Recipe, load_recipe
+from bliss_ops.config import EMBEDDED, Recipe
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.lake import Lake, Run
+from bliss_ops.recipes import load_recipe
 from bliss_ops.selectors import check_method
 
 log = logging.getLogger("bliss")

@@ -6,18 +6,11 @@ Settings that cannot change a result (group counts, micro-batches, paths) are ma
 """
 
 import re
-import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-RECIPES = Path(__file__).parent / "recipes"
-VARIANTS = RECIPES / "variants"  # <selector>-<label>.toml: the selector's settings under another name
 EMBEDDED = "embedded"  # the `source` that harvests the installed Python environment
-
-METHOD_SECTIONS = ("proxy", "bilevel", "classifier", "dsir")  # of a recipe: the others are shared by all methods compared
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -311,29 +304,6 @@ class RunConfig(Recipe):
     compare_with: tuple[Name, ...] = neutral(default=(), description="Runs drawn beside this one in its report.")
 
 
-def load_recipe(name_or_path: str, overrides: dict[str, Any] | None = None, *, method: str | None = None) -> Recipe:
-    """Read a recipe by name (a file of `bliss_ops/recipes`) or by path, as it is for `method`.
-
-    Where several say something, the later counts: the defaults, the recipe, the variant when `method` is one, and `overrides`,
-    dotted settings such as {"bilevel.num_steps": 10}.
-
-    Raises:
-        ValueError: unknown recipe, unreadable TOML, or a setting that does not exist, is out of range, or is no variant's to set.
-    """
-    path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{check_name(name_or_path)}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-        raise ValueError(f"no recipe {name_or_path!r}: known recipes are {known}; or give the path of a .toml file")
-    values, where = _read_toml(path), f"recipe {path.name}"
-    if method is not None and (variant := VARIANTS / f"{check_name(method)}.toml").is_file():
-        where += f" with variant {method}"
-        for key, value in _variant_settings(variant):
-            _set_dotted(values, key, value)
-    for key, value in (overrides or {}).items():
-        _set_dotted(values, key, value)
-    return parse(Recipe, values, where=where)
-
-
 def parse(model: type[SettingsT], values: dict[str, Any] | str | bytes, *, where: str) -> SettingsT:
     """Validate `values`, turning pydantic's error into one line per field: name, value received, what is allowed."""
     try:
@@ -363,28 +333,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return identity(value)
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _variant_settings(path: Path) -> Iterator[tuple[str, Any]]:
-    """Dotted settings of a variant. Everything outside a method's own sections is the same for all methods compared."""
-    for section, fields in _read_toml(path).items():
-        if section == "description":
-            continue
-        if section not in METHOD_SECTIONS or not isinstance(fields, dict):
-            raise ValueError(f"variant {path}: {section} is not a variant's to set; it may hold {', '.join(METHOD_SECTIONS)}")
-        yield from ((f"{section}.{name}", value) for name, value in fields.items())
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
-
-
-def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        values = inner if isinstance(inner, dict) else {}  # a value where a section should be is reported by the validation
-    values[last] = value

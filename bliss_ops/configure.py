@@ -6,9 +6,10 @@ from typing import Any
 
 from upath import UPath
 
-from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity, load_recipe, parse
+from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity, parse
 from bliss_ops.lake import Corpus, Lake, Run, write_json
 from bliss_ops.manifest import differences
+from bliss_ops.recipes import load_recipe
 from bliss_ops.selectors import check_method
 
 

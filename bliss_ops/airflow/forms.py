@@ -10,7 +10,8 @@ from typing import Any
 
 from airflow.sdk import Param
 
-from bliss_ops.config import RECIPES, Recipe, RunConfig, load_recipe
+from bliss_ops.config import Recipe, RunConfig
+from bliss_ops.recipes import RECIPES, load_recipe
 from bliss_ops.selectors import known_methods
 
 DEFAULT_RECIPE = "demo"

@@ -13,9 +13,7 @@ Every worker holds its rows of each batch. Two numbers per sequence, the gradien
 Legend of shapes: B sequences of the global batch, b this worker's rows of it, T tokens.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,75 +22,18 @@ import torch
 from bliss_ops.bilevel import hypergradient, ihvp
 from bliss_ops.bilevel.lower_level import LowerLevel
 from bliss_ops.bilevel.objective import batch_temperature, effective_sample_size, sample_weights
-from bliss_ops.bilevel.replay import Replay
+from bliss_ops.bilevel.score_step import score_step, scores
+from bliss_ops.bilevel.state import Batch, BilevelState, ValidationBatch
 from bliss_ops.bilevel.vectors import accumulated, cosine, norm, scaled, shifting, zeros_like
 from bliss_ops.config import BilevelConfig
 from bliss_ops.models.token_loss import weighted_loss
 from bliss_ops.rank_correlation import spearman
 from bliss_ops.training.device import autocast
-from bliss_ops.training.state import TrainState, step_with
+from bliss_ops.training.state import step_with
 from bliss_ops.training.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SPREAD_SMOOTHING = 0.9  # EMA factor of the mean and spread of the alignments
-LARGEST_TARGET = 3.0  # standard deviations; alignments have heavy tails, and a regression would chase them
-
-
-@dataclass
-class BilevelState:
-    """Everything a resumed job needs: both models with their optimizers, and what is carried from step to step."""
-
-    proxy: TrainState
-    score: TrainState
-    reference: "PreTrainedModel | None" = None
-    smoothed_gradient: list[torch.Tensor] = field(default_factory=list)  # EMA of grad f, not yet bias-corrected
-    z: list[torch.Tensor] = field(default_factory=list)  # of the last step, for the warm start
-    moments: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # EMA of a and a^2, not bias-corrected
-    log_denominator: torch.Tensor = field(default_factory=lambda: torch.full((), torch.nan, dtype=torch.float64))  # of the last batch
-    replay: Replay = field(default_factory=Replay)
-
-    @property
-    def step(self) -> int:
-        """Outer steps done."""
-        return self.score.step
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything needed to go on exactly, by name."""
-        carried = {f"smoothed_gradient.{i}": value for i, value in enumerate(self.smoothed_gradient)}
-        carried |= {f"z.{i}": value for i, value in enumerate(self.z)}
-        carried |= {"moments": self.moments, "log_denominator": self.log_denominator}
-        return self.proxy.tensors("proxy.") | self.score.tensors("score.") | carried | self.replay.tensors()
-
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over what `tensors` wrote."""
-        self.proxy.restore(tensors, "proxy.")
-        self.score.restore(tensors, "score.")
-        device = next(self.proxy.model.parameters()).device
-        for name in ("smoothed_gradient", "z"):
-            count = sum(key.startswith(f"{name}.") for key in tensors)
-            setattr(self, name, [tensors[f"{name}.{i}"].to(device) for i in range(count)])
-        self.moments, self.log_denominator = tensors["moments"], tensors["log_denominator"]
-        self.replay.restore(tensors)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """This worker's rows of a candidate batch."""
-
-    input_ids_bT: torch.Tensor
-    num_sequences: int  # B, over all workers
-    input_ids_BT: torch.Tensor | None = None  # the rows of all workers, on the CPU: what replays are made of
-
-
-@dataclass(frozen=True)
-class ValidationBatch:
-    """This worker's rows of a validation batch; f = sum over all workers of weight_b * mean loss of row b."""
-
-    input_ids_bT: torch.Tensor
-    labels_bT: torch.Tensor
-    weight_b: torch.Tensor
 
 
 def outer_step(
@@ -124,7 +65,7 @@ def outer_step(
         validation_loss, gradient = validation_gradient(state.proxy.model, validation, config.micro_batch_sequences, workers)
     gradient_f = _smooth(state, gradient, config.gradient_smoothing)
 
-    score_b, backward = _scores(state.score.model, batch.input_ids_bT, config.micro_batch_sequences)
+    score_b, backward = scores(state.score.model, batch.input_ids_bT, config.micro_batch_sequences)
     score_B = workers.gather(score_b, batch.num_sequences)
     mine = workers.share(batch.num_sequences)
     lower = lower_of(batch.input_ids_bT, batch.num_sequences)
@@ -144,13 +85,7 @@ def outer_step(
     alignment_B = workers.gather(found.alignment_b, batch.num_sequences)
     loss_B = workers.gather(found.loss_b, batch.num_sequences)
 
-    spread, target_B = _standardise(state, alignment_B)
-    judged_B = alignment_B / spread if config.normalise_alignments else alignment_B
-    coefficient_B, weight_B = _score_gradient(score_B, judged_B, target_B, config)
-    backward(coefficient_B[mine])
-    hypergradient_norm = _step_score(state, config, workers)
-    _replay(state, batch, target_B, config, workers)
-    state.score.step += 1
+    weight_B, hypergradient_norm = score_step(state, batch, score_B, backward, alignment_B, config, workers)
     if config.outer_batch == "fresh":
         step_with(state.proxy.optimizer, lower.parameters, found.gradient)
         state.proxy.step += 1
@@ -207,32 +142,6 @@ def _smooth(state: BilevelState, gradient: list[torch.Tensor], factor: float) ->
     return scaled(state.smoothed_gradient, 1 / (1 - factor ** (state.step + 1)))
 
 
-def _scores(
-    model: torch.nn.Module, input_ids_bT: torch.Tensor, micro_batch_sequences: int
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], None]]:
-    """(h_b, a function that takes d/dh_b back through the model). More rows than one micro-batch are scored again, with a graph, then."""
-
-    def scored(rows_mT: torch.Tensor) -> torch.Tensor:
-        with autocast(rows_mT.device):
-            score_m: torch.Tensor = model(rows_mT)
-        return score_m
-
-    micro_batches = torch.split(input_ids_bT, micro_batch_sequences) if len(input_ids_bT) else ()
-    if len(micro_batches) == 1:
-        score_b = scored(input_ids_bT)
-        return score_b.detach(), lambda coefficient_b: score_b.backward(coefficient_b.to(score_b.dtype))  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        empty = torch.zeros(0, dtype=next(model.parameters()).dtype, device=input_ids_bT.device)
-        score_b = torch.cat([empty, *(scored(rows_mT) for rows_mT in micro_batches)])
-
-    def backward(coefficient_b: torch.Tensor) -> None:
-        for rows_mT, coefficient_m in zip(micro_batches, torch.split(coefficient_b, micro_batch_sequences), strict=False):
-            score_m = scored(rows_mT)
-            score_m.backward(coefficient_m.to(score_m.dtype))  # type: ignore[no-untyped-call]
-
-    return score_b, backward
-
-
 def _training_weights(state: BilevelState, score_B: torch.Tensor, config: BilevelConfig) -> torch.Tensor:
     """The weights the proxy trains with: P, or P with the previous batch's denominator, as released."""
     if not (config.stale_denominator and config.weights == "softmax"):
@@ -244,58 +153,10 @@ def _training_weights(state: BilevelState, score_B: torch.Tensor, config: Bileve
     return (scaled_B - denominator.to(scaled_B)).exp()
 
 
-def _standardise(state: BilevelState, alignment_B: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """(running spread of the alignments, the alignments in units of it around their running mean, clipped)."""
-    factor = SPREAD_SMOOTHING
-    wide_B = alignment_B.double().cpu()
-    state.moments = factor * state.moments + (1 - factor) * torch.stack([wide_B.mean(), wide_B.square().mean()])
-    mean, square = (state.moments / (1 - factor ** (state.step + 1))).tolist()
-    spread = max(square - mean**2, 0.0) ** 0.5 or 1.0
-    return spread, ((alignment_B - mean) / spread).clamp(-LARGEST_TARGET, LARGEST_TARGET)
-
-
-def _score_gradient(
-    score_B: torch.Tensor, alignment_B: torch.Tensor, target_B: torch.Tensor, config: BilevelConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(d/dh of what the score model descends, P): the hypergradient's surrogate and the distillation of the alignments,
-
-    - eta sum_i P_i(h) a_i + delta / (2 B) sum_i (h_i - target_i)^2.
-    """
-    gradient_B, weight_B = hypergradient.score_gradient(score_B, lambda leaf_B: sample_weights(leaf_B, config), alignment_B)
-    distillation_B = (score_B - target_B) / len(score_B)
-    return config.hypergradient_weight * gradient_B + config.distillation_weight * distillation_B, weight_B
-
-
-def _replay(state: BilevelState, batch: Batch, target_B: torch.Tensor, config: BilevelConfig, workers: Workers) -> None:
-    """Keep this batch's alignments, and step the score model towards some that were kept before."""
-    if batch.input_ids_BT is None or not (config.num_replays and config.distillation_weight):
-        return
-    for number in range(config.num_replays if state.replay.targets else 0):
-        input_ids_BT, earlier_B = state.replay.draw(state.step, number)
-        mine = workers.share(len(earlier_B))
-        device = batch.input_ids_bT.device
-        score_b, backward = _scores(state.score.model, input_ids_BT[mine].long().to(device), config.micro_batch_sequences)
-        backward(config.distillation_weight * (score_b - earlier_B[mine].to(score_b)) / len(earlier_B))
-        _step_score(state, config, workers)
-    state.replay.add(batch.input_ids_BT, target_B, config.replay_batches)
-
-
-def _step_score(state: BilevelState, config: BilevelConfig, workers: Workers) -> float:
-    """Sum the score model's gradient over workers, clip it, take the AdamW step; returns its norm before clipping."""
-    parameters = list(state.score.model.parameters())
-    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    workers.sum_(gradient)
-    size = norm(gradient)
-    if size > config.max_hypergradient_norm:
-        gradient = scaled(gradient, config.max_hypergradient_norm / size)
-    step_with(state.score.optimizer, parameters, gradient)
-    return size
-
-
 def _inner_step(state: BilevelState, batch: Batch, lower: LowerLevel) -> None:
     """One weighted AdamW step of the proxy."""
     with torch.no_grad():
-        score_b, _ = _scores(state.score.model, batch.input_ids_bT, lower.config.micro_batch_sequences)
+        score_b, _ = scores(state.score.model, batch.input_ids_bT, lower.config.micro_batch_sequences)
     score_B = lower.workers.gather(score_b.detach(), batch.num_sequences)
     weight_b = _training_weights(state, score_B, lower.config)[lower.workers.share(batch.num_sequences)]
     gradient, _ = lower.gradient(weight_b)

@@ -13,7 +13,7 @@ import torch
 
 from bliss_ops.bilevel import hypergradient, ihvp
 from bliss_ops.bilevel.lower_level import LowerLevel
-from bliss_ops.bilevel.outer_step import BilevelState
+from bliss_ops.bilevel.state import BilevelState
 from bliss_ops.bilevel.vectors import norm
 from bliss_ops.config import BilevelConfig
 from bliss_ops.rank_correlation import area_under_curve, spearman

@@ -12,8 +12,9 @@ import torch
 from upath import UPath
 
 from bliss_ops.bilevel.guards import Guards, check_validation_rows
-from bliss_ops.bilevel.outer_step import Batch, BilevelState, ValidationBatch, outer_step
+from bliss_ops.bilevel.outer_step import outer_step
 from bliss_ops.bilevel.probes import Probes, look
+from bliss_ops.bilevel.state import Batch, BilevelState, ValidationBatch
 from bliss_ops.config import BilevelConfig
 from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.corpus.validation import IGNORED, ValidationRows, trim_padding

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from upath import UPath
 
-from bliss_ops.config import VARIANTS, RunConfig, check_name
+from bliss_ops.config import RunConfig, check_name
 from bliss_ops.lake import Run, shard_file
 from bliss_ops.launching import Launcher, launch_here
+from bliss_ops.recipes import VARIANTS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from upath import UPath
 from bliss_ops.lake import write_json
 
 if TYPE_CHECKING:
-    from bliss_ops.bilevel.outer_step import BilevelState
+    from bliss_ops.bilevel.state import BilevelState
     from bliss_ops.selectors import Scorer, SelectorInputs
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def load_scorer(directory: UPath) -> "Scorer":
 
 def _new_state(inputs: "SelectorInputs") -> "BilevelState":
     """Proxy from the warm-up, score model from the proxy or from the previous round, reference for the KL term."""
-    from bliss_ops.bilevel.outer_step import BilevelState
+    from bliss_ops.bilevel.state import BilevelState
     from bliss_ops.models import language
     from bliss_ops.models.score import ScoreModel
     from bliss_ops.training.device import compiled

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bliss_ops import pipeline, report
-from bliss_ops.config import RECIPES, load_recipe
 from bliss_ops.lake import Lake
+from bliss_ops.recipes import RECIPES, load_recipe
 from bliss_ops.stack.airflow_api import AirflowApi
 from bliss_ops.stack.follow import follow
 from bliss_ops.stack.local import read_state

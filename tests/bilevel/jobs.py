@@ -13,7 +13,7 @@ import torch
 from upath import UPath
 
 from bliss_ops import schemas
-from bliss_ops.bilevel.outer_step import BilevelState
+from bliss_ops.bilevel.state import BilevelState
 from bliss_ops.bilevel.training import train_score_model
 from bliss_ops.config import BilevelConfig, ComputeConfig
 from bliss_ops.corpus.reading import SequenceReader

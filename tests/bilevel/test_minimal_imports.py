@@ -12,7 +12,8 @@ for name in {ABSENT}:
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 
 import torch
-from bliss_ops.bilevel.outer_step import Batch, BilevelState, ValidationBatch, outer_step
+from bliss_ops.bilevel.outer_step import outer_step
+from bliss_ops.bilevel.state import Batch, BilevelState, ValidationBatch
 from bliss_ops.config import BilevelConfig
 from bliss_ops.models import language
 from bliss_ops.models.score import ScoreModel

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from bliss_ops.bilevel import outer_step as module
+from bliss_ops.bilevel import score_step
 from bliss_ops.bilevel.objective import effective_sample_size
-from bliss_ops.bilevel.outer_step import Batch, BilevelState, ValidationBatch, outer_step, validation_gradient
+from bliss_ops.bilevel.outer_step import outer_step, validation_gradient
+from bliss_ops.bilevel.state import Batch, BilevelState, ValidationBatch
 from bliss_ops.bilevel.vectors import norm
 from bliss_ops.config import BilevelConfig
 from bliss_ops.models.score import ScoreModel
@@ -192,13 +193,13 @@ def test_normalised_alignments_do_not_know_the_scale_of_z(normalised: bool, monk
 
 def test_the_hypergradient_is_clipped_and_its_norm_before_clipping_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[float] = []
-    real = module.step_with
+    real = score_step.step_with
 
     def recording(optimizer: torch.optim.Optimizer, parameters: Any, gradient: Any) -> None:
         taken.append(norm(gradient))
         real(optimizer, parameters, gradient)
 
-    monkeypatch.setattr(module, "step_with", recording)
+    monkeypatch.setattr(score_step, "step_with", recording)
     logged = {}
     for limit in (1e6, 1e-3):
         config = configured(max_hypergradient_norm=limit)

@@ -107,7 +107,7 @@ def test_heavy_shard_stages_are_mapped_over_groups(dags: dict[str, dict]) -> Non
 
 
 def test_the_form_knows_every_recipe_and_setting(dags: dict[str, dict]) -> None:
-    from bliss_ops.config import RECIPES
+    from bliss_ops.recipes import RECIPES
 
     params = dags["bliss_round"]["params"]
     assert params["recipe"]["enum"] == sorted(path.stem for path in RECIPES.glob("*.toml"))

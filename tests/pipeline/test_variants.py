@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from bliss_ops import config, selectors
+from bliss_ops import recipes, selectors
 from bliss_ops.cli import main
-from bliss_ops.config import VARIANTS, RunConfig, load_recipe
+from bliss_ops.config import RunConfig
 from bliss_ops.lake import Lake
+from bliss_ops.recipes import VARIANTS, load_recipe
 
 SHIPPED = sorted(path.stem for path in VARIANTS.glob("*.toml"))
 
@@ -32,7 +33,7 @@ def one_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "variants" / "bliss-mine.toml"
     file.parent.mkdir()
     file.write_text('description = "x"\n[bilevel]\nnum_steps = 7\ntemperature = 2.5\n[proxy]\nwarmup_steps = 3\n')
-    monkeypatch.setattr(config, "VARIANTS", file.parent)
+    monkeypatch.setattr(recipes, "VARIANTS", file.parent)
     monkeypatch.setattr(selectors, "VARIANTS", file.parent)
     return file
 
@@ -90,6 +91,6 @@ def test_a_variant_that_cannot_be_used(
 def test_shipped_variants_fit_every_recipe(method: str, recipe: str) -> None:
     difference = changed(load_recipe(recipe).model_dump(), load_recipe(recipe, method=method).model_dump())
     assert difference
-    assert all(name.startswith(config.METHOD_SECTIONS) for name in difference)
+    assert all(name.startswith(recipes.METHOD_SECTIONS) for name in difference)
     assert method in selectors.known_methods()
     assert selectors.load(method).__name__ == f"bliss_ops.selectors.{selectors.selector_of(method)}"

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from bliss_ops.cli import configure_corpus, main
-from bliss_ops.config import load_recipe
 from bliss_ops.lake import Lake
 from bliss_ops.manifest import read_manifest
+from bliss_ops.recipes import load_recipe
 from bliss_ops.stack import local, processes, run_in_airflow
 from bliss_ops.stack.follow import follow
 from bliss_ops.stack.local import State
