@@ -125,6 +125,7 @@ def _summary(run: Run, round_number: int, ours: Compared, others: list[Compared]
         "share_of_ties_kept": counts["num_ties_kept"] / max(counts["num_ties_at_threshold"], 1),
         "validation_loss": result.loss if result else None,
         "validation_loss_standard_error": result.standard_error if result else None,
+        "validation_losses": result.loss_of_set if result else {},
         "perplexity": result.perplexity if result else None,
         "compared_with": baseline.run.name if baseline else None,
         "compared_validation_loss": theirs.loss if theirs else None,

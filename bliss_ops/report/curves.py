@@ -20,6 +20,7 @@ class Result:
     standard_error: float | None
     perplexity: float
     num_examples: int
+    loss_of_set: dict[str, float] = field(default_factory=dict)  # of each validation set alone, where there are several
 
 
 @dataclass(frozen=True)
@@ -72,4 +73,5 @@ def _read_result(path: UPath) -> Result:
     with path.open("rb") as file:
         rows = {(row["task"], row["metric"]): row for row in pq.read_table(file).to_pylist()}
     loss = rows["validation", "loss"]
-    return Result(loss["value"], loss["standard_error"], rows["validation", "perplexity"]["value"], loss["num_examples"])
+    of_set = {task.partition(":")[2]: row["value"] for (task, metric), row in rows.items() if ":" in task and metric == "loss"}
+    return Result(loss["value"], loss["standard_error"], rows["validation", "perplexity"]["value"], loss["num_examples"], of_set)

@@ -1,11 +1,6 @@
 """Several processes on one training job: the results of one process, whatever their number, and no trace of a killed one."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -17,7 +12,7 @@ from upath import UPath
 
 from bliss_ops.launching import launch_here
 from bliss_ops.models import language
-from tests.bilevel import jobs
+from tests.bilevel import drivers, jobs
 
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -131,50 +126,13 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_ends_it_like_an_undis
         launch_here(job, 2)
     assert int(state(tmp_path / "job")["score.num_steps"]) == 4
     launch_here(job, 2)
-    assert_same_files(tmp_path / "job", undisturbed)
-
-
-DRIVER = """
-import sys
-from functools import partial
-from bliss_ops.launching import launch_here
-from tests.bilevel import jobs
-if __name__ == "__main__":
-    launch_here(partial(jobs.train, sys.argv[1], {"num_steps": 6}, pause_at=5), 2)
-"""
+    drivers.assert_same_files(tmp_path / "job", undisturbed)
 
 
 @pytest.mark.slow
 def test_a_killed_driver_takes_its_workers_along_and_nothing_shows(tmp_path: Path, undisturbed: Path) -> None:
     jobs.write_candidates(tmp_path)
-    driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, str(driver), str(tmp_path / "job")], env=environment, stderr=subprocess.DEVNULL)
-    pids = [tmp_path / "job" / f"pid-{rank}" for rank in (0, 1)]
-    wait_until(lambda: all(path.exists() for path in [*pids, tmp_path / "job" / "state.safetensors"]))
-    workers = [int(path.read_text()) for path in pids]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_until(lambda: not any(is_running(pid) for pid in workers))
-    launch_here(partial(jobs.train, str(tmp_path / "job"), {"num_steps": 6}), 2)
-    assert_same_files(tmp_path / "job", undisturbed)
-
-
-def assert_same_files(directory: Path, expected: Path) -> None:
-    for name in (jobs.MODEL, "state.safetensors", "metrics.jsonl"):
-        assert (directory / name).read_bytes() == (expected / name).read_bytes(), name
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    drivers.kill_driver(tmp_path / "job", launch_here)
+    assert int(state(tmp_path / "job")["score.num_steps"]) == 4
+    launch_here(partial(jobs.train, str(tmp_path / "job"), drivers.SETTINGS), 2)
+    drivers.assert_same_files(tmp_path / "job", undisturbed)

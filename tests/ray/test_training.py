@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bliss_ops.launching import launch_here
 from bliss_ops.models import language
 from bliss_ops.ray.training import launch_on_ray
-from tests.bilevel import jobs
+from tests.bilevel import drivers, jobs
 from tests.ray import workers
 
 pytestmark = pytest.mark.skipif(find_spec("pandas") is None, reason="ray.train needs pandas: pip install 'bliss-ops[ray]'")
@@ -38,18 +39,33 @@ def test_a_workers_value_error_comes_out_as_it_is_and_is_not_tried_again(inside_
     assert len(list(tmp_path.glob("attempt-*"))) == 1
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two workers make of it when nobody kills them; local processes and Ray's end with the same bytes."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    jobs.write_candidates(root)
+    launch_here(partial(jobs.train, str(root / "job"), drivers.SETTINGS), 2)
+    return root / "job"
+
+
 @pytest.mark.slow
-def test_a_killed_worker_leaves_no_trace_in_the_score_model(inside_ray: None, tmp_path: Path) -> None:
+def test_a_killed_worker_leaves_no_trace_in_the_score_model(inside_ray: None, tmp_path: Path, undisturbed: Path) -> None:
     jobs.write_candidates(tmp_path)
-    settings = {"num_steps": 6}
-    launch_on_ray(partial(jobs.train, str(tmp_path / "undisturbed"), settings), 2)
     marker = tmp_path / "killed"
-    launch_on_ray(partial(jobs.train, str(tmp_path / "disturbed"), settings, die_at=5, only_once=str(marker)), 2)
+    death = {"die_at": drivers.STEP_OF_DEATH, "only_once": str(marker)}
+    launch_on_ray(partial(jobs.train, str(tmp_path / "job"), drivers.SETTINGS, **death), 2)
     assert marker.exists()
-    for name in (jobs.MODEL, "state.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "disturbed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
-    trained = language.read_tensors(jobs.UPath(tmp_path / "disturbed" / jobs.MODEL))
+    drivers.assert_same_files(tmp_path / "job", undisturbed)
+    trained = language.read_tensors(jobs.UPath(tmp_path / "job" / jobs.MODEL))
     assert all(tensor.isfinite().all() for tensor in trained.values())
+
+
+@pytest.mark.slow
+def test_a_killed_driver_takes_its_workers_along_and_the_next_one_goes_on(inside_ray: None, tmp_path: Path, undisturbed: Path) -> None:
+    jobs.write_candidates(tmp_path)
+    drivers.kill_driver(tmp_path / "job", launch_on_ray)
+    launch_on_ray(partial(jobs.train, str(tmp_path / "job"), drivers.SETTINGS), 2)
+    drivers.assert_same_files(tmp_path / "job", undisturbed)
 
 
 @pytest.mark.slow

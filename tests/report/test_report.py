@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from bliss_ops import pipeline, report
-from bliss_ops.lake import Lake, Run
+from bliss_ops import pipeline, report, schemas
+from bliss_ops.lake import Lake, Run, write_parquet
 from tests.lakes import make_corpus, make_run
 
 
@@ -175,6 +177,19 @@ def test_a_comparison_of_other_settings_is_called_unfair(lake: Lake) -> None:
     run = make_run(lake, compare_with=("demo-random-s1",))
     make_run(lake, "random", seed=1)
     assert "demo-random-s1 differs in seed, not only in its method" in Page(written(run)[0]).text
+
+
+def test_every_validation_set_is_compared_for_itself(lake: Lake) -> None:
+    run, other = make_run(lake, compare_with=("demo-random-s0",)), make_run(lake, "random")
+    assert "for itself" not in Page(written(run)[0]).text, "a set alone has nothing to be told from"
+    for each, books in ((run, 3.5), (other, 3.75)):
+        path = each.round(1) / "evaluation" / "results.parquet"
+        rows = pq.read_table(path.path).to_pylist()
+        rows.append({"task": "validation:books", "metric": "loss", "value": books, "standard_error": 0.01, "num_examples": 8})
+        write_parquet(path, pa.Table.from_pylist(rows, schema=schemas.EVALUATION))
+    html, summary = written(run)
+    assert summary["validation_losses"] == {"books": 3.5}
+    assert re.search(r"for itself .* books 3\.500 3\.750 .0\.250", Page(html).text)
 
 
 def test_several_rounds_get_a_table(lake: Lake) -> None:
