@@ -7,7 +7,7 @@ a nat, which bfloat16 products would round away. Memory: seven times the paramet
 Legend of shapes: M probes, N validation rows, B rows of a forward pass, T tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -43,7 +43,8 @@ def one_step_influences(
     probes_MT: np.ndarray,
     validation: ValidationRows,
     *,
-    after_probe: Callable[[], None] = lambda: None,
+    known: Sequence[float] = (),
+    after_probe: Callable[[list[float]], None] = lambda _: None,
 ) -> Influences:
     """Validation loss before minus after one optimizer step on each probe alone.
 
@@ -51,7 +52,8 @@ def one_step_influences(
         state: the checkpoint to probe, with the optimizer whose step is taken; it is left as it was.
         probes_MT: input_ids of the probes.
         validation: the rows whose weighted mean loss over all counted tokens is measured.
-        after_probe: called after each, for progress.
+        known: influences of the first probes, of a job that was killed.
+        after_probe: called after each with the influences so far.
 
     Raises:
         ValueError: the loss is not finite before or after a step.
@@ -66,12 +68,12 @@ def one_step_influences(
         _step_on_nothing(state)
         momentum = before - _mean_loss(state.model, batches)
         checkpoint.restore()
-        influences = []
-        for probe_T in torch.from_numpy(probes_MT).to(device):
+        influences = list(known)
+        for probe_T in torch.from_numpy(probes_MT[len(influences) :]).to(device):
             _step_on(state, probe_T[None])
             influences.append(before - _mean_loss(state.model, batches))
             checkpoint.restore()
-            after_probe()
+            after_probe(influences)
     finally:
         state.model.train(was_training)
     influence_M = np.array(influences)

@@ -1,5 +1,6 @@
 """Measured influence against an independent computation, which model is probed, what is written, and where it can be asked for."""
 
+import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +18,7 @@ from bliss_ops.models import language
 from bliss_ops.rank_correlation import spearman
 from bliss_ops.sharding import ROWS_PER_SHARD
 from bliss_ops.sql import open_snapshot
+from bliss_ops.training import influence
 from bliss_ops.training.influence import one_step_influences
 from bliss_ops.training.state import PROXY, TARGET, TrainState, adamw
 from tests.fidelity.conftest import SHAPE, VOCAB, read_influences
@@ -166,6 +168,27 @@ def test_a_repeated_stage_does_no_work(make_tiny_run: MakeRun, monkeypatch: pyte
     first = pipeline.fidelity(run, 1)
     monkeypatch.setattr(fidelity, "measure", lambda *_: pytest.fail("it was measured again"))
     assert pipeline.fidelity(run, 1) == first
+
+
+def test_a_killed_stage_goes_on_with_the_probes_that_are_missing(make_tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_tiny_run()
+    undisturbed = pipeline.fidelity(run, 1)
+    shutil.rmtree(str(run.round(1) / "fidelity"))
+    steps, real = [], influence._step_on
+
+    def dying(state: TrainState, input_ids_BT: torch.Tensor) -> None:
+        steps.append(1)
+        if len(steps) == fidelity.SAVE_EVERY_PROBES + 3:
+            raise KeyboardInterrupt
+        real(state, input_ids_BT)
+
+    monkeypatch.setattr(influence, "_step_on", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.fidelity(run, 1)
+    manifest = pipeline.fidelity(run, 1)
+    assert (manifest.outputs, manifest.metrics) == (undisturbed.outputs, undisturbed.metrics)
+    assert len(steps) == 24 + 3, "the probes after the last save were lost, and no others"
+    assert not (run.round(1) / "fidelity" / fidelity.MEASURED).exists()
 
 
 def test_the_store_has_the_influences_and_the_fidelity_of_every_source(make_tiny_run: MakeRun) -> None:
