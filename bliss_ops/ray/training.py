@@ -3,6 +3,8 @@
 The job keeps its own checkpoint in the lake, so Ray's checkpoints and reports are not used: when a worker or its node is lost, Ray Train
 ends the group, starts another with as many workers as there is room for, and the job goes on from its checkpoint. Results do not
 depend on the number of workers but for rounding, so a smaller group is as good as a late one. What a worker raises itself is final.
+After the death of the driver itself the next one waits up to three minutes: so long Ray Train's coordinator holds the resources that the
+dead one asked for.
 
 The process group is made here and not by Ray Train's torch backend, whose rendezvous listens on every interface of its machine: this
 one listens on the node's own address, which is the loopback interface for a local head.
