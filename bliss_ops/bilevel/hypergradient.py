@@ -84,9 +84,9 @@ def double_backward(lower: LowerLevel, weight_b: torch.Tensor, z: Tensors, *, cu
     alignment_b, loss_b = torch.zeros_like(weight_b), torch.zeros_like(weight_b)
     gradient, product = zeros_like(parameters), zeros_like(parameters)
     with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-        for rows, input_ids_mT in lower.micro_batches():
+        for rows, _ in lower.micro_batches():
             leaf_m = weight_b[rows].detach().requires_grad_()
-            loss_m, penalty = lower.differentiable(input_ids_mT)
+            loss_m, penalty = lower.differentiable(rows)
             part = torch.autograd.grad((leaf_m * loss_m).sum() + penalty, parameters, create_graph=True)
             wanted = [leaf_m, *parameters] if curvature else [leaf_m]
             found = torch.autograd.grad(inner_product(part, z), wanted, materialize_grads=True)
@@ -105,8 +105,8 @@ def forward_mode(lower: LowerLevel, weight_b: torch.Tensor, z: Tensors, *, curva
     alignment_b, loss_b = torch.zeros_like(weight_b), torch.zeros_like(weight_b)
     gradient, product = zeros_like(lower.parameters), zeros_like(lower.parameters)
     with sdpa_kernel(SDPBackend.MATH):  # nor do they have a forward derivative
-        for rows, input_ids_mT in lower.micro_batches():
-            objective = _functional(lower, input_ids_mT, weight_b[rows].detach())
+        for rows, _ in lower.micro_batches():
+            objective = _functional(lower, rows, weight_b[rows].detach())
             slope = torch.func.grad(objective, has_aux=True)
             if curvature:
                 (part, loss_m), (part_tangent, alignment_m) = _jvp(slope, primal, tangent)
@@ -169,11 +169,13 @@ def _step(shift: float, z: Tensors) -> float:
     return shift / min(max(norm(z), 1e-30), 1e30)
 
 
-def _functional(lower: LowerLevel, input_ids_mT: torch.Tensor, weight_m: torch.Tensor) -> Callable[[dict[str, Any]], Any]:
+def _functional(lower: LowerLevel, rows: slice, weight_m: torch.Tensor) -> Callable[[dict[str, Any]], Any]:
     """Parameters -> (sum_i w_i L_i + KL, L_m), for torch.func."""
+    if lower.reference is not None:
+        lower.reference_hidden(rows)  # out here, where no tangent can get into what is kept
 
     def objective(values: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        loss_m, penalty = torch.func.functional_call(_Differentiable(lower), {f"proxy.{k}": v for k, v in values.items()}, (input_ids_mT,))
+        loss_m, penalty = torch.func.functional_call(_Differentiable(lower), {f"proxy.{k}": v for k, v in values.items()}, (rows,))
         return (weight_m * loss_m).sum() + penalty, loss_m
 
     return objective
@@ -193,8 +195,8 @@ class _Differentiable(torch.nn.Module):
         self.proxy = lower.proxy
         self._lower = lower
 
-    def forward(self, input_ids_mT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._lower.differentiable(input_ids_mT)
+    def forward(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._lower.differentiable(rows)
 
 
 def _reduced(lower: LowerLevel, z: Tensors, local: Alignments) -> Alignments:

@@ -9,16 +9,17 @@ Legend of shapes: B sequences of the global batch, b this worker's rows of it, m
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from bliss_ops.bilevel.objective import divergence_m
 from bliss_ops.bilevel.vectors import accumulated, zeros_like
 from bliss_ops.config import BilevelConfig
 from bliss_ops.models.language import token_loss_sums
-from bliss_ops.models.token_loss import Divergence, loss_sums, weighted_loss
+from bliss_ops.models.token_loss import Divergence, hidden_states, loss_sums, output_matrix, weighted_loss
 from bliss_ops.training.device import autocast
 from bliss_ops.training.workers import ALONE, Workers
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LowerLevel:
-    """g of one batch as a function of the proxy's present parameters."""
+    """g of one batch as a function of the proxy's present parameters. The reference sees the batch once, however often g is asked for."""
 
     proxy: "PreTrainedModel"
     input_ids_bT: torch.Tensor
@@ -36,6 +37,7 @@ class LowerLevel:
     config: BilevelConfig
     reference: "PreTrainedModel | None" = None
     workers: Workers = ALONE
+    _reference_hidden: dict[int, torch.Tensor] = field(default_factory=dict)  # of the micro-batch that begins at this row
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -60,10 +62,12 @@ class LowerLevel:
         """(G, L_b): the gradient of g summed over workers, and the losses; one forward and one backward pass, no logits of the batch."""
         parameters, loss_b = self.parameters, self._empty_b()
         gradient: list[torch.Tensor] = []
-        divergence = None
-        if self.reference is not None:
-            divergence = Divergence(self.reference, self.config.kl_direction, self.config.kl_weight / self.num_sequences)
+        weight = self.config.kl_weight / self.num_sequences
         for rows, input_ids_mT in self.micro_batches():
+            divergence = None
+            if self.reference is not None:
+                hidden_mTE = self.reference_hidden(rows)
+                divergence = Divergence(self.reference, self.config.kl_direction, weight, hidden_mTE)
             with autocast(input_ids_mT.device):
                 total, sums_m, counts_m = weighted_loss(self.proxy, input_ids_mT, input_ids_mT, weight_b[rows], divergence=divergence)
             loss_b[rows] = sums_m / counts_m
@@ -74,15 +78,25 @@ class LowerLevel:
             torch._foreach_add_(gradient, [tensor.detach() for tensor in parameters], alpha=2 * self.config.l2_weight)
         return gradient, loss_b
 
-    def differentiable(self, input_ids_mT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    @torch.no_grad()
+    def reference_hidden(self, rows: slice) -> torch.Tensor:
+        """The reference's hidden states of a micro-batch, computed once; far smaller than its logits."""
+        if rows.start not in self._reference_hidden:
+            input_ids_mT = self.input_ids_bT[rows]
+            with autocast(input_ids_mT.device):
+                self._reference_hidden[rows.start] = hidden_states(self.reference, input_ids_mT)
+        return self._reference_hidden[rows.start]
+
+    def differentiable(self, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """(L_m, this micro-batch's part of the KL term) with a graph that can be differentiated again; holds the logits."""
+        input_ids_mT = self.input_ids_bT[rows]
         with autocast(input_ids_mT.device):
             logits_mTV = self.proxy(input_ids=input_ids_mT).logits
         sums_m, counts_m = token_loss_sums(logits_mTV, input_ids_mT)
         penalty = sums_m.new_zeros(())
         if self.reference is not None:
             with torch.no_grad(), autocast(input_ids_mT.device):
-                reference_mTV = self.reference(input_ids=input_ids_mT).logits
+                reference_mTV = F.linear(self.reference_hidden(rows), output_matrix(self.reference))
             divergence = divergence_m(logits_mTV, reference_mTV, self.config.kl_direction)
             penalty = self.config.kl_weight / self.num_sequences * divergence.sum()
         return sums_m / counts_m, penalty

@@ -56,8 +56,9 @@ def outer_step(
         workers: the processes that share the step.
     """
     lower_of = partial(LowerLevel, state.proxy.model, config=config, reference=state.reference, workers=workers)
-    for inner in inner_batches:
-        _inner_step(state, inner, lower_of(inner.input_ids_bT, inner.num_sequences))
+    lower = lower_of(batch.input_ids_bT, batch.num_sequences)
+    for inner in inner_batches:  # the last one is `batch` itself where the order is the released one
+        _inner_step(state, inner, lower if inner is batch else lower_of(inner.input_ids_bT, inner.num_sequences))
 
     ahead = config.ihvp == "lookahead"
     with shifting(list(state.proxy.model.parameters()), state.z) if ahead and state.z else nullcontext(_stay) as shift:
@@ -68,7 +69,6 @@ def outer_step(
     score_b, backward = scores(state.score.model, batch.input_ids_bT, config.micro_batch_sequences)
     score_B = workers.gather(score_b, batch.num_sequences)
     mine = workers.share(batch.num_sequences)
-    lower = lower_of(batch.input_ids_bT, batch.num_sequences)
     training_weight_b = _training_weights(state, score_B, config)[mine]
     z = ihvp.solve(
         config,

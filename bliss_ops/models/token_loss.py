@@ -26,6 +26,7 @@ class Divergence:
     reference: torch.nn.Module
     direction: Literal["proxy_reference", "reference_proxy"]
     weight: float
+    hidden_BTE: torch.Tensor | None = None  # what `hidden_states` gave for the same tokens, where it is known already
 
 
 def loss_sums(model: torch.nn.Module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,29 +61,33 @@ def weighted_loss(
     counts_B = counted_BT.sum(1)
     position_N = counted_BT.flatten().nonzero()[:, 0]
     row_N = position_N // targets_BT.shape[1]
-    hidden_ND = _hidden(model, input_ids_BT)[position_N]
+    hidden_ND = hidden_states(model, input_ids_BT).flatten(0, 1)[position_N]
     wide = hidden_ND.dtype if hidden_ND.dtype == torch.float64 else torch.float32
     per_token_B = 1 / counts_B.clamp(min=1).to(wide)
     weight_N = (weight_B.detach().to(wide) * per_token_B)[row_N]
     reference: tuple[Any, ...] = (None, None, None, "")
     if divergence is not None:
+        known = divergence.hidden_BTE
         with torch.no_grad():
-            states = _hidden(divergence.reference, input_ids_BT)[position_N]
-        reference = (states, _output_matrix(divergence.reference), divergence.weight * per_token_B[row_N], divergence.direction)
+            hidden_BTE = hidden_states(divergence.reference, input_ids_BT) if known is None else known
+        states_NE, factor_N = hidden_BTE.flatten(0, 1)[position_N], divergence.weight * per_token_B[row_N]
+        reference = (states_NE, output_matrix(divergence.reference), factor_N, divergence.direction)
     target_N = targets_BT.flatten()[position_N]
-    total, loss_N = _BlockwiseLoss.apply(torch.is_grad_enabled(), hidden_ND, _output_matrix(model), target_N, weight_N, *reference)  # type: ignore[no-untyped-call]
+    total, loss_N = _BlockwiseLoss.apply(torch.is_grad_enabled(), hidden_ND, output_matrix(model), target_N, weight_N, *reference)  # type: ignore[no-untyped-call]
     # back on the grid and summed along rows: a scatter-add would not repeat bit for bit on a GPU
     loss_BT = torch.zeros(targets_BT.shape, dtype=wide, device=loss_N.device)
     loss_BT.view(-1)[position_N] = loss_N.detach()
     return total, loss_BT.sum(1), counts_B
 
 
-def _hidden(model: Any, input_ids_BT: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: Any, input_ids_BT: torch.Tensor) -> torch.Tensor:
+    """What the output matrix is applied to, of shape B x T x D."""
     hidden_BTD: torch.Tensor = model.base_model(input_ids=input_ids_BT).last_hidden_state
-    return hidden_BTD.flatten(0, 1)
+    return hidden_BTD
 
 
-def _output_matrix(model: Any) -> torch.Tensor:
+def output_matrix(model: Any) -> torch.Tensor:
+    """From hidden states to logits, of shape V x D."""
     matrix: torch.Tensor = model.get_output_embeddings().weight
     return matrix
 

@@ -175,6 +175,17 @@ def test_distillation_pulls_the_scores_to_the_standardised_alignments() -> None:
     assert spread == pytest.approx((1.0, 1.0), abs=0.4), "the scores take on the targets' scale as well"
 
 
+@pytest.mark.parametrize("alignment", ["central_difference", "double_backward", "forward_mode"])
+@pytest.mark.parametrize("settings", [{"ihvp": "warm_start"}, {"ihvp": "conjugate_gradient"}, {"outer_batch": "trained"}], ids=str)
+def test_the_reference_sees_a_batch_once(settings: dict[str, Any], alignment: str) -> None:
+    config = configured(kl_weight=0.1, micro_batch_sequences=3, alignment=alignment, **settings)
+    state, rows = new_state(config), []
+    assert state.reference is not None
+    state.reference.base_model.register_forward_hook(lambda *seen: rows.append(len(seen[-1].last_hidden_state)))
+    advance(state, config, range(2))
+    assert rows == [3, 3, 2] * 2
+
+
 @pytest.mark.parametrize("normalised", [True, False])
 def test_normalised_alignments_do_not_know_the_scale_of_z(normalised: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run with z a hundred times as long: the same gradient of the score model, but only when normalised."""
