@@ -22,11 +22,11 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
     return float(np.corrcoef(midranks(x_N), midranks(y_N))[0, 1])
 
 
-def area_under_curve(high_N: np.ndarray, low_M: np.ndarray) -> float:
-    """The chance that one of `high_N` is above one of `low_M`; ties count half."""
+def area_under_curve(high_N: np.ndarray, low_M: np.ndarray, weight_N: np.ndarray | None = None) -> float:
+    """The chance that one of `high_N`, drawn by weight, is above one of `low_M`; ties count half."""
     ordered_M = np.sort(low_M)
     below, up_to = (np.searchsorted(ordered_M, high_N, side=side) for side in ("left", "right"))
-    return float((below + up_to).mean() / 2 / len(ordered_M))
+    return float(np.average(below + up_to, weights=weight_N) / 2 / len(ordered_M))
 
 
 def spearman_standard_error(x_N: np.ndarray, y_N: np.ndarray, *, seed: int, num_resamples: int = 400) -> float:

@@ -55,15 +55,15 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
     sets = (guide.set_N, np.zeros(len(negatives), np.int64))
     is_heldout_N = np.concatenate([_heldout(set_N, settings.holdout_fraction) for set_N in sets])
     weight_N = np.append(_row_weights(guide.weight_N * lengths, guide.set_N), np.ones(len(negatives)))
-    weight_N[is_heldout_N] = 0
-    coefficient_K, bias, num_iterations = train(found, is_guide_N, weight_N, settings)
+    coefficient_K, bias, num_iterations = train(found, is_guide_N, np.where(is_heldout_N, 0, weight_N), settings)
     write_bytes(directory / COEFFICIENTS, coefficient_K.astype("<f4").tobytes())
     write_json(directory / SETTINGS, {"num_buckets": settings.num_buckets, "bias": bias})
     logit_N = logits(coefficient_K, bias, found, len(weight_N))
     heldout_P, heldout_Q = logit_N[is_heldout_N & is_guide_N], logit_N[is_heldout_N & ~is_guide_N]
+    weight_P = weight_N[is_heldout_N & is_guide_N]  # sets count as they count in training
     metrics = {
-        "heldout_accuracy": float(((heldout_P > 0).mean() + (heldout_Q <= 0).mean()) / 2),
-        "heldout_auc": area_under_curve(heldout_P, heldout_Q),
+        "heldout_accuracy": float((np.average(heldout_P > 0, weights=weight_P) + (heldout_Q <= 0).mean()) / 2),
+        "heldout_auc": area_under_curve(heldout_P, heldout_Q, weight_P),
         "num_guide_rows": len(positives),
         "num_candidate_sequences": len(negatives),
         "num_iterations": num_iterations,

@@ -26,6 +26,7 @@ def test_ties_do_not_correlate_with_the_order_of_appearance() -> None:
 
 def test_area_under_curve_counts_ties_half() -> None:
     assert area_under_curve(np.array([1.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx((0.5 + 0 + 1 + 1) / 4)
+    assert area_under_curve(np.array([1.0, 3.0]), np.array([1.0, 2.0]), np.array([3.0, 1.0])) == pytest.approx((3 * 0.25 + 1) / 4)
 
 
 def test_monotone_maps_change_nothing() -> None:
