@@ -41,7 +41,7 @@ def solve(
     config: BilevelConfig,
     gradient_f: Tensors,
     *,
-    second_moment: Tensors | None,
+    usual_size: Callable[[], list[torch.Tensor] | None],
     previous: Tensors | None,
     product: Product,
 ) -> list[torch.Tensor]:
@@ -50,7 +50,8 @@ def solve(
     Args:
         config: `ihvp`, `damping`, `num_solver_steps`, `solver_learning_rate`.
         gradient_f: the smoothed validation gradient.
-        second_moment: of the proxy's gradients, bias-corrected; None before the proxy's first step, when z is the gradient itself.
+        usual_size: gives the root mean squares of the proxy's gradients, to be overwritten; called only by solvers that divide by them.
+            None before the proxy's first step, when there is nothing to measure a gradient by but itself.
         previous: z of the last outer step, for `warm_start`.
         product: v -> H v on this outer step's batch; called only by solvers that need it.
     """
@@ -65,24 +66,23 @@ def solve(
     if name == "released":
         return _released(gradient_f, product)
     if name == "lookahead":
-        return look_ahead(config, gradient_f, second_moment, previous)
+        return look_ahead(config, gradient_f, usual_size(), previous)
     if name == "warm_start":
         return list(previous) if previous is not None else scaled(gradient_f, config.solver_learning_rate)
-    if name == "adam_diagonal" and second_moment is not None:
-        root = torch._foreach_sqrt(list(second_moment))  # noqa: SLF001
-        torch._foreach_add_(root, delta)
-        return [torch.div(g, r, out=r) for g, r in zip(gradient_f, root, strict=True)]
+    if name == "adam_diagonal" and (sizes := usual_size()) is not None:
+        torch._foreach_add_(sizes, delta)
+        return [torch.div(g, size, out=size) for g, size in zip(gradient_f, sizes, strict=True)]
     return [g.clone() for g in gradient_f]
 
 
-def look_ahead(config: BilevelConfig, gradient_f: Tensors, second_moment: Tensors | None, previous: Tensors | None) -> list[torch.Tensor]:
+def look_ahead(
+    config: BilevelConfig, gradient_f: Tensors, sizes: list[torch.Tensor] | None, previous: Tensors | None
+) -> list[torch.Tensor]:
     """One more step of the path along validation: what was gone before fades, no coordinate goes further than the learning rate."""
-    if second_moment is None:  # the proxy has not taken a step: nothing to measure a gradient by but its own size
-        step = [g / (g.abs() + damping(config)) for g in gradient_f]
-    else:
-        root = torch._foreach_sqrt(list(second_moment))  # noqa: SLF001
-        torch._foreach_add_(root, damping(config))
-        step = [torch.div(g, r, out=r).clamp_(-1, 1) for g, r in zip(gradient_f, root, strict=True)]
+    if sizes is None:
+        sizes = [g.abs() for g in gradient_f]
+    torch._foreach_add_(sizes, damping(config))
+    step = [torch.div(g, size, out=size).clamp_(-1, 1) for g, size in zip(gradient_f, sizes, strict=True)]
     torch._foreach_mul_(step, config.lookahead_learning_rate)
     if previous is not None:
         torch._foreach_add_(step, list(previous), alpha=1 - 1 / config.num_lookahead_steps)

@@ -73,7 +73,7 @@ def outer_step(
     z = ihvp.solve(
         config,
         gradient_f,
-        second_moment=state.proxy.second_moments(),
+        usual_size=state.proxy.root_mean_squares,
         previous=state.z or None,
         product=partial(hypergradient.curvature_product, lower, training_weight_b),
     )

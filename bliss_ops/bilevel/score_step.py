@@ -17,7 +17,7 @@ import torch
 from bliss_ops.bilevel import hypergradient
 from bliss_ops.bilevel.objective import sample_weights
 from bliss_ops.bilevel.state import Batch, BilevelState
-from bliss_ops.bilevel.vectors import norm, scaled
+from bliss_ops.bilevel.vectors import norm
 from bliss_ops.config import BilevelConfig
 from bliss_ops.training.device import autocast
 from bliss_ops.training.state import step_with
@@ -112,7 +112,7 @@ def _step(state: BilevelState, config: BilevelConfig, workers: Workers) -> float
     workers.sum_(gradient)
     size = norm(gradient)
     if size > config.max_hypergradient_norm:
-        gradient = scaled(gradient, config.max_hypergradient_norm / size)
+        torch._foreach_mul_(gradient, config.max_hypergradient_norm / size)
     step_with(state.score.optimizer, parameters, gradient)
     return size
 

@@ -48,16 +48,19 @@ def zeros_like(vector: Tensors) -> list[torch.Tensor]:
 
 @contextmanager
 def shifting(parameters: Tensors, direction: Tensors) -> Iterator[Callable[[float], None]]:
-    """A function that puts the parameters at theta + step * direction; afterwards they are back bit for bit, from a copy."""
-    saved = [parameter.detach().clone() for parameter in parameters]
+    """A function that puts the parameters at theta + step * direction; afterwards they are back bit for bit.
 
-    @torch.no_grad()
+    The parameters look at other memory meanwhile, so theta itself is neither copied nor written.
+    """
+    own = [parameter.data for parameter in parameters]
+    shifted = [torch.empty_like(values) for values in own]
+
     def shift(step: float) -> None:
-        for parameter, start, along in zip(parameters, saved, direction, strict=True):
-            torch.add(start, along, alpha=step, out=parameter)
+        for parameter, start, along, there in zip(parameters, own, direction, shifted, strict=True):
+            parameter.data = torch.add(start, along, alpha=step, out=there)
 
     try:
         yield shift
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(list(parameters), saved)
+        for parameter, values in zip(parameters, own, strict=True):
+            parameter.data = values

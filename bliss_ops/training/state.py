@@ -51,14 +51,16 @@ class TrainState:
                 self.optimizer.state[parameter] = {moment: value.to(parameter.device).clone() for moment, value in moments.items()}
         self.step = int(tensors[f"{prefix}num_steps"])
 
-    def second_moments(self) -> list[torch.Tensor] | None:
-        """Bias-corrected second moments of the gradient, one per parameter; None before the first step."""
+    def root_mean_squares(self) -> list[torch.Tensor] | None:
+        """Usual size of the gradient, the root of its bias-corrected second moment, in new tensors; None before the first step."""
         state, beta = self.optimizer.state, self.optimizer.param_groups[0]["betas"][1]
         moments = [state[parameter] for parameter in self.model.parameters() if parameter in state]
         if not moments:
             return None
         num_updates = float(moments[0]["step"])  # the same for all; asking each would wait for a GPU every time
-        return list(torch._foreach_div([moment["exp_avg_sq"] for moment in moments], 1 - beta**num_updates))  # noqa: SLF001
+        values = torch._foreach_div([moment["exp_avg_sq"] for moment in moments], 1 - beta**num_updates)  # noqa: SLF001
+        torch._foreach_sqrt_(values)
+        return list(values)
 
 
 def new_model(config: RunConfig, model_config: ModelConfig, vocab_size: int) -> "PreTrainedModel":

@@ -27,6 +27,10 @@ def hessian() -> torch.Tensor:
     return root @ root.mT / SIZE + 0.1 * torch.eye(SIZE, dtype=torch.float64)
 
 
+def no_size() -> None:
+    """Before the proxy's first step."""
+
+
 @pytest.fixture
 def gradient_f() -> list[torch.Tensor]:
     return vector(torch.randn(SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
@@ -36,7 +40,7 @@ def solved(hessian: torch.Tensor, gradient_f: list[torch.Tensor], **settings: An
     def product(v: Tensors) -> list[torch.Tensor]:
         return vector(hessian @ flat(v))
 
-    return ihvp.solve(BilevelConfig(**settings), gradient_f, second_moment=None, previous=None, product=product)
+    return ihvp.solve(BilevelConfig(**settings), gradient_f, usual_size=no_size, previous=None, product=product)
 
 
 @pytest.mark.parametrize("delta", [0.1, 1.0])
@@ -72,7 +76,7 @@ def test_warm_start_converges_to_the_solution_over_outer_steps(hessian: torch.Te
     expected = vector(torch.linalg.solve(hessian + torch.eye(SIZE, dtype=torch.float64), flat(gradient_f)))
     previous: list[torch.Tensor] | None = None
     for _ in range(100):
-        z = ihvp.solve(config, gradient_f, second_moment=None, previous=previous, product=_never)
+        z = ihvp.solve(config, gradient_f, usual_size=no_size, previous=previous, product=_never)
         previous = ihvp.descend(z, vector(hessian @ flat(z)), gradient_f, ihvp.damping(config), config.solver_learning_rate)
     assert relative_error(previous, expected) < 1e-9
 
@@ -88,16 +92,16 @@ def test_conjugate_gradient_stops_where_the_curvature_is_negative(gradient_f: li
     assert norm(found) <= 10 * norm(gradient_f)
 
 
-def test_identity_is_the_gradient_and_adam_divides_by_its_own_second_moment(gradient_f: list[torch.Tensor]) -> None:
+def test_identity_is_the_gradient_and_adam_divides_by_the_usual_size(gradient_f: list[torch.Tensor]) -> None:
     assert relative_error(solved(torch.zeros(SIZE, SIZE), gradient_f, ihvp="identity"), gradient_f) == 0
     moment = [part.square() + 0.1 for part in gradient_f]
     for setting, delta in ((None, 1e-4), (0.2, 0.2)):
         config = BilevelConfig(ihvp="adam_diagonal", damping=setting)
-        found = ihvp.solve(config, gradient_f, second_moment=moment, previous=None, product=_never)
+        found = ihvp.solve(config, gradient_f, usual_size=lambda: [second.sqrt() for second in moment], previous=None, product=_never)
         expected = [part / (second.sqrt() + delta) for part, second in zip(gradient_f, moment, strict=True)]
         assert relative_error(found, expected) < 1e-14
-    before = ihvp.solve(BilevelConfig(ihvp="adam_diagonal"), gradient_f, second_moment=None, previous=None, product=_never)
-    assert relative_error(before, gradient_f) == 0, "before the proxy's first step there is no second moment"
+    before = ihvp.solve(BilevelConfig(ihvp="adam_diagonal"), gradient_f, usual_size=no_size, previous=None, product=_never)
+    assert relative_error(before, gradient_f) == 0, "before the proxy's first step there is no usual size"
 
 
 def test_solvers_do_not_hand_out_the_gradient_itself(hessian: torch.Tensor, gradient_f: list[torch.Tensor]) -> None:
@@ -128,7 +132,7 @@ def test_the_released_z_is_mostly_its_own_constant() -> None:
     """At the size of a model: its three steps are far shorter than the vector they start from."""
     model = language_model()
     gradient_f = direction(model)
-    z = ihvp.solve(BilevelConfig(ihvp="released"), gradient_f, second_moment=None, previous=None, product=lambda v: scaled(v, 1.0))
+    z = ihvp.solve(BilevelConfig(ihvp="released"), gradient_f, usual_size=no_size, previous=None, product=lambda v: scaled(v, 1.0))
     constant = [torch.full_like(part, ihvp.RELEASED_START) for part in gradient_f]
     assert abs(cosine(z, gradient_f)) < 0.1
     assert cosine(z, constant) > 0.98
@@ -141,12 +145,15 @@ def _never(_vector: Tensors) -> list[torch.Tensor]:
 def test_lookahead_follows_the_validation_set_and_forgets(gradient_f: list[torch.Tensor]) -> None:
     """z <- rho z + eta clip(g / (sqrt(v) + delta)): a constant gradient takes it to eta / (1 - rho) per coordinate, and no further."""
     config = BilevelConfig(ihvp="lookahead", num_lookahead_steps=10, lookahead_learning_rate=0.01)
-    second_moment = [torch.full_like(g, 1e-4) for g in gradient_f]  # gradients of 0.01: every coordinate is at its limit
+
+    def sizes() -> list[torch.Tensor]:
+        return [torch.full_like(g, 1e-2) for g in gradient_f]  # every coordinate is at its limit
+
     z = None
     for _ in range(200):
-        z = ihvp.look_ahead(config, gradient_f, second_moment, z)
+        z = ihvp.look_ahead(config, gradient_f, sizes(), z)
     assert z is not None
     torch.testing.assert_close(flat(z), 0.1 * flat(gradient_f).sign(), rtol=1e-6, atol=1e-12)
     assert cosine(z, gradient_f) > 0.5
-    small = ihvp.look_ahead(config, scaled(gradient_f, 1e-6), second_moment, None)
+    small = ihvp.look_ahead(config, scaled(gradient_f, 1e-6), sizes(), None)
     torch.testing.assert_close(flat(small), 0.01 * 1e-6 * flat(gradient_f) / (0.01 + 1e-6), rtol=1e-9, atol=0)
