@@ -111,6 +111,9 @@ class BilevelConfig(Settings):
     )
     proxy_learning_rate: float = Field(default=1e-3, gt=0, le=1, description="AdamW learning rate of the proxy.")
     score_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="AdamW learning rate of the score model.")
+    score_decay: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the outer steps, the last ones, over which that learning rate falls to zero."
+    )
     score_head: Literal["linear", "sigmoid"] = Field(
         default="linear", description="Score head: the logit itself, or its sigmoid as released."
     )

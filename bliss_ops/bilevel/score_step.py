@@ -62,6 +62,12 @@ def score_step(
     return weight_B, gradient_norm
 
 
+def learning_rate(step: int, config: BilevelConfig) -> float:
+    """Of outer step `step` (from 0): constant, then linearly towards zero, because single alignments are noisy."""
+    steps_left, decay_steps = max(config.num_steps - step, 0), config.score_decay * config.num_steps
+    return config.score_learning_rate * min(1.0, steps_left / max(decay_steps, 1.0))
+
+
 def scores(model: torch.nn.Module, input_ids_bT: torch.Tensor, micro_batch_sequences: int) -> tuple[torch.Tensor, Backward]:
     """(h_b, a function that takes d/dh_b back through the model). More rows than one micro-batch are scored again, with a graph, then."""
 
@@ -111,6 +117,8 @@ def _step(state: BilevelState, config: BilevelConfig, workers: Workers) -> float
     gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     workers.sum_(gradient)
     size = norm(gradient)
+    for group in state.score.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
     if size > config.max_hypergradient_norm:
         torch._foreach_mul_(gradient, config.max_hypergradient_norm / size)
     step_with(state.score.optimizer, parameters, gradient)

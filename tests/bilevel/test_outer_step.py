@@ -220,6 +220,17 @@ def test_the_hypergradient_is_clipped_and_its_norm_before_clipping_logged(monkey
     assert logged[1e6] == logged[1e-3] > 1e-3
 
 
+def test_the_score_models_learning_rate_falls_to_zero_over_the_last_steps() -> None:
+    config = configured(num_steps=8, score_decay=0.5, score_learning_rate=0.1, num_replays=1)
+    rates = [score_step.learning_rate(step, config) for step in range(10)]
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025, 0.0, 0.0])
+    assert {score_step.learning_rate(step, configured(num_steps=8, score_decay=0.0)) for step in range(8)} == {3e-4}
+    state = new_state(config)
+    advance(state, config, range(7))
+    assert [group["lr"] for group in state.score.optimizer.param_groups] == pytest.approx([0.05] * 2)
+    assert state.proxy.optimizer.param_groups[0]["lr"] == config.proxy_learning_rate
+
+
 def test_an_untrained_score_model_weighs_every_sequence_alike() -> None:
     config = configured()
     numbers = advance(new_state(config), config, range(1))[0]
