@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from selection_quality import auc, names, spearman
 
 from bliss_ops import pipeline
+from bliss_ops.cli import settings
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.corpus.source import expand
 from bliss_ops.lake import Lake, Run, shard_file
@@ -102,10 +103,9 @@ def hold_out(shard: str, source: str, num_documents: int, directory: Path) -> tu
 
 def score(lake: Lake, arguments: argparse.Namespace, source: str, name: str, validation: str) -> Run:
     """Ingest, warm up, fit and score with one validation set; each has a corpus of its own, made of the same shards."""
-    settings = {key: _value(value) for key, _, value in (item.partition("=") for item in arguments.set)}
     addresses = {"ingest.source": source, "ingest.validation.source": str(Path(validation).absolute())}
     labels = {"ingest.corpus": f"with-{name}-validation", "ingest.validation.name": name, "num_rounds": 1}
-    overrides = settings | addresses | labels
+    overrides = settings(arguments.set) | addresses | labels
     corpus = configure_corpus(lake, load_recipe(arguments.recipe, overrides))
     pipeline.ingest(lake, corpus.name)
     run_name = f"{name}-{arguments.method}-s{arguments.seed}"
@@ -127,13 +127,6 @@ def read_scores(run: Run) -> dict[int, float]:
 def read_sources(run: Run) -> dict[int, str]:
     """The source label of every shard."""
     return {entry["shard"]: entry["source"] for entry in json.loads((run.corpus.source / "shards.json").read_text())}
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 if __name__ == "__main__":

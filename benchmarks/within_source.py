@@ -15,12 +15,11 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 from selection_quality import Row, Scored, mean_and_error, print_row, read_scores
 
-from bliss_ops import pipeline, schemas, scoring
-from bliss_ops.lake import Lake, Run, shard_file, write_json, write_parquet
-from bliss_ops.manifest import Artifact, describe, read_manifest
+from bliss_ops import pipeline, scoring
+from bliss_ops.lake import Lake, Run, write_json
+from bliss_ops.manifest import Artifact, read_manifest
 from bliss_ops.sharding import ROWS_PER_SHARD, ShardRecord
 
 
@@ -78,14 +77,9 @@ def same_mix(scored: Scored, seed: int) -> np.ndarray:
 
 
 def write_shard(run: Run, sequence_id_N: np.ndarray, score_N: np.ndarray, shard: int) -> ShardRecord:
-    """One shard of these scores, as `bliss score` writes them."""
+    """The scores of that shard's sequences, as `bliss score` writes them."""
     mine = sequence_id_N // ROWS_PER_SHARD == shard
-    path = shard_file(run.round(1) / "scores", shard)
-    columns = {"sequence_id": sequence_id_N[mine], "score": score_N[mine]}
-    write_parquet(path, pa.table(columns, schema=schemas.SCORES))
-    wide = columns["score"].astype(np.float64)
-    metrics = {"num_sequences": len(wide), "sum": float(wide.sum()), "sum_of_squares": float((wide**2).sum())}
-    return ShardRecord(shard=shard, outputs=[describe(path.parent, path.name, rows=len(wide))], metrics=metrics)
+    return scoring.write_shard(run.round(1) / "scores", shard, sequence_id_N[mine], score_N[mine])
 
 
 def held_out_loss(run: Run) -> float:

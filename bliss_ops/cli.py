@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,14 +267,20 @@ def _round_number(text: str) -> int:
     return int(text)
 
 
-def _overrides(arguments: argparse.Namespace, source: str | None = None) -> dict[str, Any]:
-    """`--set` and the named shortcuts as dotted settings."""
-    overrides: dict[str, Any] = {}
-    for item in arguments.set:
+def settings(items: Iterable[str]) -> dict[str, Any]:
+    """`--set SECTION.FIELD=VALUE`, repeated, as dotted settings; a value is JSON, or else text."""
+    values: dict[str, Any] = {}
+    for item in items:
         key, separator, value = item.partition("=")
         if not separator:
             raise ValueError(f"--set {item!r}: write SECTION.FIELD=VALUE, for example bilevel.num_steps=300")
-        overrides[key.strip()] = _value(value)
+        values[key.strip()] = _value(value)
+    return values
+
+
+def _overrides(arguments: argparse.Namespace, source: str | None = None) -> dict[str, Any]:
+    """`--set` and the named shortcuts as dotted settings."""
+    overrides = settings(arguments.set)
     shortcuts = {"ingest.source": source}
     shortcuts |= {f"ingest.{name}": getattr(arguments, name, None) for name in ("corpus", "tokenizer")}
     validation = getattr(arguments, "validation", None)

@@ -43,16 +43,21 @@ def make_worker(config: RunConfig, sequences: UPath, selector: UPath, directory:
                 f"score of shard {shard}: {len(bad)} scores are not finite, the first is of sequence {bad[0]}: "
                 "fit the selector again with a lower learning rate"
             )
-        path = shard_file(directory, shard)
-        write_parquet(path, pa.table({"sequence_id": sequence_ids_N, "score": score_N}, schema=schemas.SCORES))
-        wide = score_N.astype(np.float64)
-        return ShardRecord(
-            shard=shard,
-            outputs=[describe(directory, path.name, rows=len(score_N))],
-            metrics={"num_sequences": len(score_N), "sum": float(wide.sum()), "sum_of_squares": float((wide**2).sum())},
-        )
+        return write_shard(directory, shard, sequence_ids_N, score_N)
 
     return score_shard
+
+
+def write_shard(directory: UPath, shard: int, sequence_ids_N: np.ndarray, score_N: np.ndarray) -> ShardRecord:
+    """One shard of scores, and the sums that `check` adds up."""
+    path = shard_file(directory, shard)
+    write_parquet(path, pa.table({"sequence_id": sequence_ids_N, "score": score_N}, schema=schemas.SCORES))
+    wide = score_N.astype(np.float64)
+    return ShardRecord(
+        shard=shard,
+        outputs=[describe(directory, path.name, rows=len(score_N))],
+        metrics={"num_sequences": len(score_N), "sum": float(wide.sum()), "sum_of_squares": float((wide**2).sum())},
+    )
 
 
 def check(records: list[ShardRecord]) -> Metrics:

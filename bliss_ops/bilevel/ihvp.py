@@ -52,7 +52,7 @@ def solve(
         gradient_f: the smoothed validation gradient.
         usual_size: gives the root mean squares of the proxy's gradients, to be overwritten; called only by solvers that divide by them.
             None before the proxy's first step, when there is nothing to measure a gradient by but itself.
-        previous: z of the last outer step, for `warm_start`.
+        previous: z of the last outer step, for `warm_start` and `lookahead`.
         product: v -> H v on this outer step's batch; called only by solvers that need it.
     """
     name, delta = config.ihvp, damping(config)

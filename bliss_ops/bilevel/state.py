@@ -23,7 +23,7 @@ class BilevelState:
     score: TrainState
     reference: "PreTrainedModel | None" = None
     smoothed_gradient: list[torch.Tensor] = field(default_factory=list)  # EMA of grad f, not yet bias-corrected
-    z: list[torch.Tensor] = field(default_factory=list)  # of the last step, for the warm start
+    z: list[torch.Tensor] = field(default_factory=list)  # of the last step, where `warm_start` and `lookahead` go on
     moments: torch.Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))  # EMA of a and a^2, not bias-corrected
     log_denominator: torch.Tensor = field(default_factory=lambda: torch.full((), torch.nan, dtype=torch.float64))  # of the last batch
     replay: Replay = field(default_factory=Replay)

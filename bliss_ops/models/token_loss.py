@@ -26,7 +26,7 @@ class Divergence:
     reference: torch.nn.Module
     direction: Literal["proxy_reference", "reference_proxy"]
     weight: float
-    hidden_BTE: torch.Tensor | None = None  # what `hidden_states` gave for the same tokens, where it is known already
+    hidden_BTE: torch.Tensor  # the reference's `hidden_states` of the same tokens
 
 
 def loss_sums(model: torch.nn.Module, input_ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,10 +67,7 @@ def weighted_loss(
     weight_N = (weight_B.detach().to(wide) * per_token_B)[row_N]
     reference: tuple[Any, ...] = (None, None, None, "")
     if divergence is not None:
-        known = divergence.hidden_BTE
-        with torch.no_grad():
-            hidden_BTE = hidden_states(divergence.reference, input_ids_BT) if known is None else known
-        states_NE, factor_N = hidden_BTE.flatten(0, 1)[position_N], divergence.weight * per_token_B[row_N]
+        states_NE, factor_N = divergence.hidden_BTE.flatten(0, 1)[position_N], divergence.weight * per_token_B[row_N]
         reference = (states_NE, output_matrix(divergence.reference), factor_N, divergence.direction)
     target_N = targets_BT.flatten()[position_N]
     total, loss_N = _BlockwiseLoss.apply(torch.is_grad_enabled(), hidden_ND, output_matrix(model), target_N, weight_N, *reference)  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from bliss_ops.models import language, token_loss
-from bliss_ops.models.token_loss import Divergence, loss_sums, weighted_loss
+from bliss_ops.models.token_loss import Divergence, hidden_states, loss_sums, weighted_loss
 from tests.bilevel.problems import LENGTH, language_model, relative_error, tokens
 
 IGNORED = -100
@@ -58,7 +58,7 @@ def test_values_and_gradients_are_those_of_full_logits(
 ) -> None:
     monkeypatch.setitem(token_loss.ROWS_PER_BLOCK, "cpu", block)
     reference = language_model("tiny-neox-96", seed=4)
-    divergence = None if direction is None else Divergence(reference, direction, 0.3)  # type: ignore[arg-type]
+    divergence = None if direction is None else Divergence(reference, direction, 0.3, hidden_states(reference, tokens(6)))  # type: ignore[arg-type]
     weight_B = torch.rand(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parameters = list(model.parameters())
     total, sums_B, counts_B = plainly(model, labels_BT, weight_B, divergence)
@@ -106,7 +106,7 @@ def test_logits_exist_one_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     )
     input_ids_BT = tokens(num_sequences)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
-        divergence = Divergence(reference, "proxy_reference", 0.3)
+        divergence = Divergence(reference, "proxy_reference", 0.3, hidden_states(reference, input_ids_BT))
         total, _, _ = weighted_loss(model, input_ids_BT, input_ids_BT, torch.ones(num_sequences), divergence=divergence)
         total.backward()
     shapes = [shape for event in profile.events() for shape in event.input_shapes if vocabulary in shape]
