@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from selection_quality import auc, names, spearman
 
 from bliss_ops import pipeline
-from bliss_ops.cli import settings
+from bliss_ops.cli.arguments import settings
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.corpus.source import expand
 from bliss_ops.lake import Lake, Run, shard_file

@@ -53,6 +53,21 @@ class Lake:
         runs = self.root / "runs"
         return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
 
+    def corpus_names(self) -> list[str]:
+        """Names of all configured corpora, sorted."""
+        corpora = self.root / "corpora"
+        return sorted(p.name for p in corpora.iterdir() if (p / "config.json").exists()) if corpora.exists() else []
+
+    def further_scores(self, corpus: str, name: str) -> UPath:
+        """`scores/<corpus>/<name>`: scores of a corpus that are no round's own, made by re-scoring or imported."""
+        return self.root / "scores" / check_name(corpus) / check_name(name)
+
+    def further_score_names(self) -> list[tuple[str, str]]:
+        """(corpus, name) of all finished ones, sorted."""
+        scores = self.root / "scores"
+        corpora = sorted(p.name for p in scores.iterdir() if p.is_dir()) if scores.exists() else []
+        return sorted((corpus, p.name) for corpus in corpora for p in (scores / corpus).iterdir() if (p / "manifest.json").exists())
+
     @property
     def score_store(self) -> UPath:
         """The published DuckDB snapshot that users query."""

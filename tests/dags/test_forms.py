@@ -69,10 +69,11 @@ def test_variants_are_methods_of_the_form_and_change_its_recipe() -> None:
 def test_the_number_of_workers_reaches_the_run_and_the_task_that_starts_them() -> None:
     from bliss_ops import cli
     from bliss_ops.airflow import tasks
+    from bliss_ops.cli import arguments as cli_arguments
     from bliss_ops.pipeline import ROUND_STAGES
 
     arguments = forms.configure_arguments("configure", FILLED | {"compute.num_workers": 4})
-    assert cli._overrides(cli.build_parser().parse_args(arguments)) == {"compute.num_workers": 4}
+    assert cli_arguments.overrides(cli.build_parser().parse_args(arguments)) == {"compute.num_workers": 4}
     operators = {stage.name: tasks._stage_task(stage, tasks.configure_task("configure")) for stage in ROUND_STAGES if not stage.sharded}
     assert {name for name, operator in operators.items() if "num_workers" in operator.num_workers} == {"fit"}
 
@@ -84,10 +85,11 @@ def test_a_hostile_value_stays_one_argument_and_text(hostile: str) -> None:
     assert shlex.split(shlex.join(arguments)) == arguments
 
     from bliss_ops import cli
+    from bliss_ops.cli import arguments as cli_arguments
 
     parsed = cli.build_parser().parse_args(arguments)
     assert parsed.recipe == "smoke"
-    assert cli._overrides(parsed)["ingest.corpus"] == hostile
+    assert cli_arguments.overrides(parsed)["ingest.corpus"] == hostile
 
 
 def test_a_hostile_run_name_cannot_become_an_option() -> None:

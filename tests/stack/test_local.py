@@ -11,7 +11,8 @@ from urllib.error import URLError
 import psutil
 import pytest
 
-from bliss_ops.cli import configure_corpus, main
+from bliss_ops.cli import main
+from bliss_ops.configure import configure_corpus
 from bliss_ops.lake import Lake
 from bliss_ops.manifest import read_manifest
 from bliss_ops.recipes import load_recipe
