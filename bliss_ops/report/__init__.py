@@ -5,9 +5,7 @@ What is missing (a comparison that is not finished, a method without training cu
 """
 
 import json
-import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from bliss_ops.manifest import find_manifest
 from bliss_ops.report import biases, charts, fidelity
 from bliss_ops.report.curves import Compared, Row, equal_steps, read_rows, read_run
 from bliss_ops.report.facts import Facts, Source
+from bliss_ops.report.outer_loop import training_charts
 
 HERE = Path(__file__).parent
 MOST_SOURCES = 40
@@ -90,7 +89,7 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         fidelity=faithful,
         bias=bias,
         cautions=cautions,
-        training=_training_charts(outer),
+        training=training_charts(outer),
         num_outer_steps=len(outer),
         race=_race_chart(ours, others),
         race_tables=[(other, _milestones(equal_steps(ours, other, round_number))) for other in others],
@@ -134,46 +133,6 @@ def _summary(run: Run, round_number: int, ours: Compared, others: list[Compared]
         "equal_steps": pairs[-1][0] if pairs else None,
         "difference_at_equal_steps": pairs[-1][1] - pairs[-1][2] if pairs else None,
     }
-
-
-def _training_charts(outer: list[Row]) -> list[tuple[str, str, Any]]:
-    """(title, explanation, chart) of every curve the outer loop logged."""
-    plans: Sequence[tuple[str, str, dict[str, str], dict[str, Any]]] = (
-        (
-            "Outer loss",
-            "Loss of the proxy on the validation set (what the score model is trained to lower), and on the weighted batch.",
-            {"validation_loss": "validation", "proxy_loss": "batch"},
-            {"right": 84},
-        ),
-        (
-            "Effective sample size",
-            "Share of the batch that carries the weight: 100 % is uniform, a few per cent is a collapse.",
-            {"effective_sample_size": "effective sample size"},
-            {"y_range": (0.0, 1.0), "format_y": lambda value: f"{value:.0%}"},
-        ),
-        (
-            "Hypergradient norm",
-            "Size of the score model's gradient.",
-            {"hypergradient_norm": "hypergradient norm"},
-            {},
-        ),
-        (
-            "Alignment and score",
-            "Rank correlation of the score with the measured influence: is the score model learning the right thing?",
-            {"alignment_score_correlation": "correlation"},
-            {"y_range": (-1.0, 1.0)},
-        ),
-    )
-    drawn = []
-    for title, explanation, names, options in plans:
-        series = []
-        for (key, name), style in zip(names.items(), ("first", "second"), strict=False):
-            points = charts.thinned([(row["step"], row[key]) for row in outer if key in row and math.isfinite(row[key])])
-            if points:
-                series.append(charts.Series(name, [points], style))
-        if series:
-            drawn.append((title, explanation, charts.line_chart(series, title=title, x_label="outer step", **options)))
-    return drawn
 
 
 def _race_chart(ours: Compared, others: list[Compared]) -> Any:
