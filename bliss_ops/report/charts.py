@@ -28,6 +28,27 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Band:
+    """One column of `bands`: how the values are spread among the things of one kind or size."""
+
+    name: str
+    num_members: int
+    low: float  # 10 % are below
+    middle: float
+    high: float  # 10 % are above
+    mean: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a bar of `stacked_bars`; `style` is a class of style.css."""
+
+    style: str
+    value: float
+    tip: str
+
+
+@dataclass(frozen=True)
 class Frame:
     """A plot area with its scales; everything is in the units of the SVG's view box."""
 
@@ -48,8 +69,8 @@ class Frame:
         low, high = self.y_range
         return self.height - self.bottom - (value - low) / (high - low) * (self.height - self.top - self.bottom)
 
-    def axes(self, x_label: str, format_y: Callable[[float], str]) -> list[str]:
-        """Faint horizontal lines with their values, ticks below, and the name of the x axis."""
+    def rows(self, format_y: Callable[[float], str]) -> list[str]:
+        """Faint horizontal lines with their values, and the base line."""
         parts = []
         for tick in ticks(*self.y_range):
             y = self.y(tick)
@@ -57,6 +78,11 @@ class Frame:
             parts.append(f'<text class="tick" x="{self.left - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(format_y(tick))}</text>')
         base = self.height - self.bottom
         parts.append(f'<line class="axis" x1="{self.left:.1f}" x2="{self.width - self.right:.1f}" y1="{base:.1f}" y2="{base:.1f}"/>')
+        return parts
+
+    def axes(self, x_label: str, format_y: Callable[[float], str]) -> list[str]:
+        """The rows, ticks below, and the name of the x axis."""
+        parts, base = self.rows(format_y), self.height - self.bottom
         parts += [
             f'<text class="tick" x="{self.x(tick):.1f}" y="{base + 17:.1f}" text-anchor="middle">{number(tick)}</text>'
             for tick in ticks(*self.x_range, count=7, whole=x_label.endswith("step"))
@@ -95,19 +121,27 @@ def line_chart(
     return svg(frame, title, parts)
 
 
-def histogram(edges: Sequence[float], counts: Sequence[int], selected: Sequence[int], threshold: float | None, *, title: str) -> Markup:
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    selected: Sequence[int],
+    threshold: float | None,
+    *,
+    title: str,
+    width: float = 1080,
+    height: float = 300,
+) -> Markup:
     """Bars of all scores, the selected part of each in the accent colour, and the threshold as a line."""
-    frame = Frame(1080, 300, (edges[0], edges[-1]), (0, max(counts) * 1.14 or 1), left=64)
+    frame = Frame(width, height, (edges[0], edges[-1]), (0, max(counts) * 1.14 or 1), left=64)
     parts = frame.axes("score", lambda value: f"{value:,.0f}")
     for low, high, count, chosen in zip(edges, edges[1:], counts, selected, strict=False):
         if count:
-            x, width = frame.x(low) + 0.6, max(frame.x(high) - frame.x(low) - 1.2, 0.5)
+            x, thickness = frame.x(low) + 0.6, max(frame.x(high) - frame.x(low) - 1.2, 0.5)
             tip = f"<title>{number(low)} to {number(high)}: {count:,} sequences, {chosen:,} selected</title>"
             for value, base, style in ((count - chosen, chosen, "rest"), (chosen, 0, "chosen")):
                 top = frame.y(base + value)
-                parts.append(
-                    f'<rect class="{style}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{frame.y(base) - top:.1f}">{tip}</rect>'
-                )
+                box = f'x="{x:.1f}" y="{top:.1f}" width="{thickness:.1f}" height="{frame.y(base) - top:.1f}"'
+                parts.append(f'<rect class="{style}" {box}>{tip}</rect>')
     if threshold is not None and edges[0] <= threshold <= edges[-1]:
         x = frame.x(threshold)
         anchor, offset = ("end", -7) if x > frame.width * 0.7 else ("start", 7)
@@ -175,14 +209,102 @@ def strip(quantiles: Sequence[float], mean: float, limits: tuple[float, float], 
     return Markup(f'<svg class="strip" viewBox="0 0 {width:.0f} {height:.0f}" role="img" preserveAspectRatio="none">{"".join(parts)}</svg>')  # noqa: S704
 
 
+def bands(
+    columns: Sequence[Band],
+    threshold: float | None = None,
+    *,
+    title: str,
+    x_label: str,
+    members: str = "documents",
+    width: float = 1080,
+    height: float = 280,
+) -> Markup:
+    """A column each: 10-90 % as a soft bar, the median as a line, the mean as a dot, and how many there are below its name."""
+    values = [value for column in columns for value in (column.low, column.high, column.mean)]
+    frame = Frame(width, height, (0, max(len(columns), 1)), padded(values or [0.0], 0.06), left=64, bottom=54)
+    parts = frame.rows(number)
+    base, thickness = height - frame.bottom, min(46.0, 0.6 * (frame.x(1) - frame.x(0)))
+    for position, column in enumerate(columns):
+        x = frame.x(position + 0.5)
+        low, middle, high, mean = (frame.y(value) for value in (column.low, column.middle, column.high, column.mean))
+        tip = (
+            f"<title>{escape(column.name)}: {column.num_members:,} {escape(members)}, mean {column.mean:.4g}; "
+            f"10 %, 50 %, 90 %: {column.low:.4g}, {column.middle:.4g}, {column.high:.4g}</title>"
+        )
+        left, right, tallness = x - thickness / 2, x + thickness / 2, max(low - high, 1)
+        parts += [
+            f'<rect class="box" x="{left:.1f}" y="{high:.1f}" width="{thickness:.1f}" height="{tallness:.1f}" rx="3">{tip}</rect>',
+            f'<line class="median" x1="{left:.1f}" x2="{right:.1f}" y1="{middle:.1f}" y2="{middle:.1f}"/>',
+            f'<circle class="mean" cx="{x:.1f}" cy="{mean:.1f}" r="4">{tip}</circle>',
+            label("tick", x, base + 17, column.name, anchor="middle"),
+            label("tick count", x, base + 31, f"{column.num_members:,}", anchor="middle"),
+        ]
+    if threshold is not None and frame.y_range[0] <= threshold <= frame.y_range[1]:
+        y = frame.y(threshold)
+        parts.append(f'<line class="threshold" x1="{frame.left:.1f}" x2="{width - frame.right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(label("name threshold-name", width - frame.right, y - 6, f"threshold {threshold:.4g}", anchor="end"))
+    parts.append(label("label", width - frame.right, base + 48, f"{x_label}; below, how many {members}", anchor="end"))
+    return svg(frame, title, parts)
+
+
+def matrix(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    title: str,
+    format_value: Callable[[float], str],
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> Markup:
+    """A table of numbers, the larger the deeper the colour; None is an empty cell. Rows carry names, columns short ones."""
+    cell_width, cell_height, top = 74.0, 30.0, 26.0
+    left = 18 + 7.2 * max((len(name) for name in rows), default=0)
+    low, high = limits
+    frame = Frame(left + cell_width * len(columns) + 4, top + cell_height * len(rows) + 4, (0, 1), (0, 1))
+    parts = [label("tick", left + cell_width * (c + 0.5), top - 9, name, anchor="middle") for c, name in enumerate(columns)]
+    for r, (name, line) in enumerate(zip(rows, values, strict=True)):
+        y = top + cell_height * r
+        parts.append(label("row-name", left - 10, y + cell_height / 2 + 4, name, anchor="end"))
+        for c, (column, value) in enumerate(zip(columns, line, strict=True)):
+            if value is None:
+                continue
+            x, depth = left + cell_width * c, min(max((value - low) / (high - low), 0.0), 1.0)
+            tip = f"<title>{escape(name)}, {escape(column)}: {escape(format_value(value))}</title>"
+            box = f'x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell_width - 2:.1f}" height="{cell_height - 2:.1f}" rx="3"'
+            parts.append(f'<rect class="cell" {box} fill-opacity="{0.05 + 0.5 * depth:.3f}">{tip}</rect>')  # deeper, and text is lost on it
+            parts.append(label("cell-value", x + cell_width / 2, y + cell_height / 2 + 4, format_value(value), anchor="middle"))
+    return svg(frame, title, parts, fixed=True)
+
+
+def stacked_bars(rows: Sequence[tuple[str, Sequence[Part]]], *, title: str, width: float = 1080) -> Markup:
+    """A bar a row, its parts side by side; all bars share one scale."""
+    row_height, left = 26.0, 18 + 7.2 * max((len(name) for name, _ in rows), default=0)
+    longest = max((sum(part.value for part in parts) for _, parts in rows), default=0) or 1
+    frame = Frame(width, row_height * len(rows) + 6, (0, longest), (0, 1), left=left, right=90)
+    drawn = []
+    for r, (name, row) in enumerate(rows):
+        y, at = row_height * r + 3, 0.0
+        drawn.append(label("row-name", left - 10, y + 14, name, anchor="end"))
+        for part in row:
+            thickness = frame.x(at + part.value) - frame.x(at)
+            if thickness > 0:
+                box = f'x="{frame.x(at):.1f}" y="{y + 2:.1f}" width="{thickness:.1f}" height="{row_height - 10:.1f}"'
+                drawn.append(f'<rect class="{part.style}" {box}><title>{escape(name)}: {escape(part.tip)}</title></rect>')
+            at += part.value
+        drawn.append(label("tick", frame.x(at) + 8, y + 14, number(at)))
+    return svg(frame, title, drawn)
+
+
 def label(style: str, x: float, y: float, text: str, *, anchor: str = "start") -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def svg(frame: Frame, title: str, parts: Sequence[str]) -> Markup:
-    """The parts as one figure; what was text from outside has been escaped by then."""
+def svg(frame: Frame, title: str, parts: Sequence[str], *, fixed: bool = False) -> Markup:
+    """The parts as one figure, as wide as the page unless `fixed`; what was text from outside has been escaped by then."""
     box = f'viewBox="0 0 {frame.width:.0f} {frame.height:.0f}"'
     style = "chart broad" if frame.width > 600 else "chart"  # broad charts scroll on a narrow screen, instead of shrinking past legibility
+    if fixed:
+        style, box = "chart fixed", f'{box} width="{frame.width:.0f}" height="{frame.height:.0f}"'
     return Markup(f'<svg class="{style}" {box} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')  # noqa: S704
 
 

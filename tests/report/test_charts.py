@@ -55,3 +55,36 @@ def test_long_lines_are_thinned_to_means() -> None:
     points = charts.thinned([(float(step), 1.0 if step % 2 else 3.0) for step in range(10_000)], most=100)
     assert len(points) == 100
     assert {round(y, 6) for _, y in points} == {2.0}
+
+
+def test_a_band_spans_its_quantiles_and_names_its_members() -> None:
+    columns = [charts.Band("1\N{EN DASH}2", 1234, 0.0, 1.0, 2.0, 1.5), charts.Band("<3>", 5, 3.0, 3.0, 3.0, 3.0)]
+    chart = charts.bands(columns, 2.5, title="t", x_label="tokens")
+    frame = charts.Frame(1080, 280, (0, 2), charts.padded([0.0, 3.0], 0.06), left=64, bottom=54)
+    box = re.search(r'class="box" x="[\d.]+" y="([\d.]+)" width="46.0" height="([\d.]+)"', chart)
+    assert box is not None
+    assert [float(value) for value in box.groups()] == pytest.approx([frame.y(2.0), frame.y(0.0) - frame.y(2.0)], abs=0.06)
+    assert "1,234 documents, mean 1.5" in chart
+    assert "threshold 2.5" in chart
+    assert "<3>" not in chart
+
+
+def test_no_band_at_all_is_an_empty_chart() -> None:
+    assert "nan" not in charts.bands([], title="t", x_label="tokens")
+
+
+def test_a_matrix_is_deeper_where_the_value_is_larger() -> None:
+    chart = charts.matrix(["<a>", "b"], ["1", "2"], [[1.0, 0.25], [None, 0.0]], title="t", format_value=lambda value: f"{value:.0%}")
+    assert re.findall(r'fill-opacity="([\d.]+)"', chart) == ["0.550", "0.175", "0.050"]
+    assert re.findall(r'"cell-value"[^>]*>([^<]+)<', chart) == ["100%", "25%", "0%"]
+    assert "<a>" not in chart
+
+
+def test_stacked_parts_are_side_by_side_on_one_scale() -> None:
+    rows = [("a", [charts.Part("stayed", 6, "6 stayed"), charts.Part("left", 2, "2 left")]), ("b", [charts.Part("entered", 4, "<4>")])]
+    chart = charts.stacked_bars(rows, title="t")
+    boxes = [(float(x), float(width)) for x, width in re.findall(r'<rect class="\w+" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', chart)]
+    (first, six), (second, two), (third, four) = boxes
+    assert (six / two, six / four) == pytest.approx((3, 1.5), abs=0.01)
+    assert (second, third) == pytest.approx((first + six, first), abs=0.11)
+    assert "<4>" not in chart
