@@ -76,9 +76,8 @@ def _extract(shard: int, uri: str | UPath, source: str, documents_dir: UPath, li
             else:
                 if documents.num_rows == ROWS_PER_SHARD:
                     raise ValueError(f"{uri} has more than {ROWS_PER_SHARD:,} documents: split the file")
-                size = len(record.text.encode())
-                num_bytes += size
-                documents.append(_row(shard * ROWS_PER_SHARD + documents.num_rows, source, record, size), size)
+                num_bytes += record.num_bytes
+                documents.append(_row(shard * ROWS_PER_SHARD + documents.num_rows, source, record), record.num_bytes)
         documents.flush()
         rejects.flush()
     if documents.num_rows == 0:
@@ -94,8 +93,8 @@ def _extract(shard: int, uri: str | UPath, source: str, documents_dir: UPath, li
     return ShardRecord(shard=shard, outputs=outputs, metrics=metrics)
 
 
-def _row(document_id: int, source: str, document: Document, size: int) -> tuple[Any, ...]:
-    return (document_id, source, document.url, document.domain, document.timestamp, document.text, size)
+def _row(document_id: int, source: str, document: Document) -> tuple[Any, ...]:
+    return (document_id, source, document.url, document.domain, document.timestamp, document.text, document.num_bytes)
 
 
 class _RowGroups:

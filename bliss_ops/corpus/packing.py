@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 Spans = tuple[Int64s, Int64s, Int64s]  # sequence (its row in the shard), document_id, num_tokens
 
+_TOKENS = "input_ids.list.element"  # the leaf of schemas.sequences as Parquet names it
 _CHECKED_FIRST, _CHECKED_LATER = 20, 2  # documents of a shard's first and of its later row groups that are checked against the reference
 
 
@@ -72,8 +73,7 @@ def _pack(shard: int, source: UPath, directory: UPath, tokenizer: Tokenizer, len
     partial = _no_spans()  # spans of the sequence that is not full yet
     num_documents = num_tokens = num_written = num_spans = 0
 
-    # Token ids repeat too little for a dictionary to pay: without one the file is as small and written twice as fast.
-    with parquet_file(path, schema, dictionary=False) as sequences_file, parquet_file(spans_path, schemas.SPANS) as spans_file:
+    with parquet_file(path, schema, tokens=_TOKENS) as sequences_file, parquet_file(spans_path, schemas.SPANS) as spans_file:
         for document_ids, tokens, lengths in _encoded(source, tokenizer, fast=fast):
             spans = _join(partial, _spans(document_ids, num_tokens + np.cumsum(lengths), num_tokens, length))
             num_documents += len(document_ids)
