@@ -6,12 +6,13 @@ fetched in batches, so exporting fifty million scores needs no more memory than 
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 from upath import UPath
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Format = Literal["table", "csv", "json", "parquet"]
 ROWS_ON_TERMINAL = 100
 BATCH_ROWS = 10_000
+_EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\s*(\([^)]*\))?", re.IGNORECASE)
 
 
 def run_query(lake: Lake, statement: str, format: Format = "table", output: str | None = None) -> None:  # noqa: A002 - the option's name
@@ -34,7 +36,7 @@ def run_query(lake: Lake, statement: str, format: Format = "table", output: str 
     if format not in get_args(Format):
         raise ValueError(f"format {format!r} does not exist: use one of {', '.join(get_args(Format))}")
     with open_snapshot(lake) as con, _errors_of_the_statement():
-        _check_reads(con, statement)
+        check_reads(con, statement)
         if format == "table" and output is None:
             _print_table(con.execute(statement))
         elif output is None:
@@ -51,8 +53,6 @@ def open_snapshot(lake: Lake) -> "Iterator[DuckDBPyConnection]":
     Raises:
         ValueError: nothing has been published yet.
     """
-    import duckdb
-
     snapshot = lake.score_store
     if not snapshot.exists():
         raise ValueError(
@@ -63,24 +63,43 @@ def open_snapshot(lake: Lake) -> "Iterator[DuckDBPyConnection]":
         if not is_local(snapshot):
             local = Path(scratch) / snapshot.name
             snapshot.fs.get_file(snapshot.path, str(local))
-        # In a database of its own memory, so that two connections of one process need not agree on their settings.
-        con = duckdb.connect(":memory:", config={"temp_directory": scratch, "memory_limit": "2GB"})
+        con = connect_read_only(local, scratch, memory_limit="2GB")
         try:
-            con.execute(f"attach '{str(local).replace(chr(39), chr(39) * 2)}' as store (read_only)")
-            con.execute("use store")
-            con.execute("set enable_external_access = false")
-            con.execute("set lock_configuration = true")
             yield con
         finally:
             con.close()
 
 
-def _check_reads(con: "DuckDBPyConnection", statement: str) -> None:
+def connect_read_only(file: Path, scratch: str, *, memory_limit: str, **settings: str | int) -> "DuckDBPyConnection":
+    """A connection to one DuckDB file that can read it, spill to `scratch`, and do nothing else; its settings are locked."""
     import duckdb
 
-    readers = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)  # describe, show, summarize are SELECTs to DuckDB
+    config: dict[str, Any] = {"temp_directory": scratch, "memory_limit": memory_limit, "python_enable_replacements": False}
+    # In a database of its own memory, so that two connections of one process need not agree on their settings.
+    con = duckdb.connect(":memory:", config=config | settings)
+    try:
+        con.execute(f"attach '{str(file).replace(chr(39), chr(39) * 2)}' as store (read_only)")
+        con.execute("use store")
+        con.execute("set enable_external_access = false")
+        con.execute("set lock_configuration = true")
+    except duckdb.Error:
+        con.close()
+        raise
+    return con
+
+
+def check_reads(con: "DuckDBPyConnection", statement: str) -> None:
+    """Refuse what is not one statement that reads; `explain analyze` runs what it explains, so that has to read too.
+
+    Raises:
+        ValueError: it is something else; the message says what can be run.
+    """
+    import duckdb
+
     statements = con.extract_statements(statement)
-    if len(statements) != 1 or statements[0].type not in readers:
+    if len(statements) == 1 and statements[0].type == duckdb.StatementType.EXPLAIN:
+        statements = con.extract_statements(_EXPLAIN.sub("", statement, count=1))
+    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:  # describe, show, summarize are SELECTs to DuckDB
         raise ValueError("only one statement, and one that reads, can be run: select, with, from, describe, summarize, show, explain")
 
 
