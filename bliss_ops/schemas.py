@@ -44,6 +44,22 @@ INFLUENCES = _schema(
     pa.field("score", pa.float32(), nullable=False),
 )
 
+EXPORTED_DOCUMENTS = _schema(
+    pa.field("text", pa.string(), nullable=False),
+    pa.field("score", pa.float64()),  # token-weighted mean of the scores of the document's sequences
+    pa.field("num_tokens", pa.int64(), nullable=False),  # in packed sequences, end-of-text included
+    pa.field("num_selected_tokens", pa.int64(), nullable=False),
+    pa.field("document_id", pa.int64(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("url", pa.string()),
+    pa.field("domain", pa.string()),
+    pa.field("timestamp", pa.string()),
+    pa.field("corpus", pa.string(), nullable=False),
+    pa.field("run", pa.string(), nullable=False),
+    pa.field("round", pa.int32(), nullable=False),
+    pa.field("selector_fingerprint", pa.string(), nullable=False),
+)
+
 EVALUATION = _schema(
     pa.field("task", pa.string(), nullable=False),
     pa.field("metric", pa.string(), nullable=False),
