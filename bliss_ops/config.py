@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 EMBEDDED = "embedded"  # the `source` that harvests the installed Python environment
+NO_VALIDATION = "none"  # the validation `source` of a corpus that is scored only
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -49,7 +50,8 @@ class ValidationConfig(Settings):
     name: Name = Field(default=EMBEDDED, description="Name of the validation set in the lake.")
     source: str | None = Field(
         default=EMBEDDED,
-        description="JSON lines with a `text` key (path, glob, s3://, https://, hf://), or `embedded`: held-out documentation prose.",
+        description="JSON lines with a `text` key (path, glob, s3://, https://, hf://); or `embedded`: held-out documentation prose; "
+        "or `none`: a corpus that is scored only.",
     )
     holdout_fraction: float = Field(
         default=0.5, ge=0.1, le=0.9, description="Share of the documents of each set, the last ones, kept for measuring only."
@@ -67,7 +69,7 @@ class IngestConfig(Settings):
     source: str = Field(
         default=EMBEDDED,
         min_length=1,
-        description="C4-format shards: path or glob, s3://, https://, hf://; or `embedded`, the text of the installed Python environment.",
+        description="C4-format shards: path or glob, s3://, https://, hf://, a .list file of such lines; `embedded`: this Python's text.",
     )
     tokenizer: str | None = Field(
         default=None, description="A Hugging Face tokenizer.json (path or URI); empty trains a byte-level BPE on the corpus."

@@ -160,7 +160,8 @@ def tokenizer_name(config: IngestConfig) -> str:
     if config.tokenizer is None:
         return f"bpe{config.vocab_size}"
     path = UPath(config.tokenizer)
-    name = path.parent.name if path.name == "tokenizer.json" and path.parent.name else path.stem
+    of_directory = path.parent.name.removeprefix("tokenizer-")  # another corpus's is in tokenizer-<name>/
+    name = of_directory if path.name == "tokenizer.json" and of_directory else path.stem
     return check_name("".join(c if c.isalnum() or c in "._-" else "-" for c in name.lower()).lstrip(".-_") or "tokenizer")
 
 

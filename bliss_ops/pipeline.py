@@ -2,6 +2,7 @@
 
     discover -> extract -> train_tokenizer -> pack -> prepare_validation          (once per corpus)
     warm_up -> fit -> score -> fidelity -> load -> select -> materialize -> pretrain -> evaluate -> report      (once per round)
+    rescore -> load_scores      (any corpus by the score model of any finished round, whenever there is something new)
 
 A stage is one plain function: it reads files, calls domain code with explicit paths, writes files. The same function runs from
 Python, as one shell command (`bliss fit demo-bliss-s0 --round 1`), and as an Airflow task that submits exactly that command to
@@ -219,6 +220,31 @@ def report(run: Run, round_number: int) -> Manifest:
     inputs = [manifest for manifest in [*evaluations, *fidelities] if manifest]
     artifact = Artifact(run.lake, run.report, stage="report", identity={}, inputs=inputs, replaceable=True)
     return artifact.produce(partial(report.write, run, max(finished)))
+
+
+# ---- any corpus by any round's score model ---------------------------------------------------------------------------
+
+
+def rescore(run: Run, round_number: int, corpus: Corpus, work: Work = EVERYTHING) -> Manifest | None:
+    """One float32 score per sequence of a corpus, by a finished round's score model: a complete set, beside all earlier ones."""
+    from bliss_ops import rescoring, scoring
+
+    model = rescoring.score_model(run, round_number)
+    sequences = rescoring.check_fits(model, corpus)
+    artifact = rescoring.artifact(model, corpus, sequences)
+    selector = run.round(round_number) / "selector"
+    make_worker = partial(scoring.make_worker, run.config, corpus.sequences, selector, artifact.directory)
+    return _shards(artifact, make_worker, sequences.shards, work, check=scoring.check)
+
+
+def load_scores(corpus: Corpus, name: str) -> Manifest:
+    """Load scores that are no round's own into the score store and publish its snapshot (one loader at a time)."""
+    from bliss_ops import store
+
+    directory = corpus.lake.further_scores(corpus.name, name)
+    scores = read_manifest(directory, made_by=f"bliss rescore RUN --round N --corpus {corpus.name}")
+    store.load_further(corpus.lake, corpus.name, name)
+    return scores
 
 
 # ---- the list that the command line and the DAGs are made from -------------------------------------------------------

@@ -1,3 +1,4 @@
 """Airflow's side of the pipeline: trigger forms, the operator, the DAGs' tasks. Only this package and dags/ import airflow."""
 
 SCORE_STORE_POOL = "score_store"  # one slot: the score store has one writer at a time
+GPU_POOL = "gpu"  # as many slots as the cluster has GPUs, else CPUs: scoring tasks beyond that wait in Airflow, not in Ray

@@ -7,6 +7,7 @@ enough, also when a worker dies between submitting and writing something down.
 """
 
 import hashlib
+import logging
 import os
 import re
 import subprocess
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from bliss_ops.ray.jobs import RayJobs
 
+log = logging.getLogger(__name__)
+
 RAY_CONNECTION = "ray_default"
 NUM_LINES_IN_ERROR = 30
 MAX_GENERATIONS = 1000
@@ -34,18 +37,19 @@ class StageFailed(RuntimeError):  # noqa: N818 - what happened, as the log shows
 
 
 class BlissStageOperator(BaseOperator):
-    """Runs `bliss <subcommand> <subject> [--round N] [--group K/N]` as a Ray job and shows its log.
+    """Runs `bliss <subcommand> <subject> [arguments] [--round N] [--group K/N]` as a Ray job and shows its log.
 
     Args:
         subcommand: the stage's command, such as `train-tokenizer`.
         subject: the corpus or run it is for.
+        arguments: what else the command takes, one element each.
         round_number: of a round's stage.
         group: `K/N` for one group of shards.
         trains: whether the stage claims a GPU (or BLISS_TRAINING_CPUS), so that more runs than there is room for take turns.
         num_workers: with more than one, the stage's training workers make that claim and the job that starts them claims nothing.
     """
 
-    template_fields: Sequence[str] = ("subject", "round_number", "group", "num_workers")
+    template_fields: Sequence[str] = ("subject", "arguments", "round_number", "group", "num_workers")
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -53,6 +57,7 @@ class BlissStageOperator(BaseOperator):
         *,
         subcommand: str,
         subject: str,
+        arguments: Sequence[str] = (),
         round_number: str | None = None,
         group: str | None = None,
         trains: bool = False,
@@ -63,6 +68,7 @@ class BlissStageOperator(BaseOperator):
         super().__init__(**kwargs)
         self.subcommand = subcommand
         self.subject = subject
+        self.arguments = arguments
         self.round_number = round_number
         self.group = group
         self.trains = trains
@@ -73,7 +79,7 @@ class BlissStageOperator(BaseOperator):
     @property
     def command(self) -> list[str]:
         """The argument list; every value is one element of it, whatever it contains."""
-        command = ["bliss", self.subcommand, str(self.subject)]
+        command = ["bliss", self.subcommand, str(self.subject), *self.arguments]
         if self.round_number is not None:
             command += ["--round", str(self.round_number)]
         if self.group is not None:
@@ -98,7 +104,15 @@ class BlissStageOperator(BaseOperator):
         for asset in self.outlets:
             event = context["outlet_events"][asset]
             event.add_partitions([self.subject])
-            event.extra = {"subject": self.subject}
+            event.extra = self.counts()
+
+    def counts(self) -> dict[str, Any]:
+        """What the event of the task's asset says: here, what the corpus holds."""
+        from bliss_ops.lake import Lake
+        from bliss_ops.manifest import find_manifest
+
+        sequences = find_manifest(Lake.open().corpus(self.subject).sequences)
+        return {"corpus": self.subject} | ({"num_shards": len(sequences.shards), **sequences.metrics} if sequences else {})
 
     def on_kill(self) -> None:
         """Stop the Ray job: called when the task is cancelled, marked or timed out."""
@@ -148,17 +162,28 @@ class ConfigureOperator(BaseOperator):
     def execute(self, context: "Context") -> list[str]:
         params = dict(context["params"])
         command = ["bliss", *forms.configure_arguments(self.subcommand, params)]
-        self.log.info("running %s", " ".join(command))
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0:
-            raise StageFailed(f"`{' '.join(command)}` failed:\n{result.stderr.strip()}")
-        name = result.stdout.strip().splitlines()[-1]
+        name = run_here(command).strip().splitlines()[-1]
         recipe = forms.recipe(params)
         num_groups = (recipe.scoring if self.subcommand == "configure" else recipe.ingest).num_groups
         context["ti"].xcom_push(key="name", value=name)
         context["ti"].xcom_push(key="num_rounds", value=recipe.num_rounds)
         context["ti"].xcom_push(key="num_workers", value=recipe.compute.num_workers)
         return [f"{group}/{num_groups}" for group in range(num_groups)]
+
+
+def run_here(command: Sequence[str]) -> str:
+    """Run a light `bliss` command in Airflow itself, which needs no cluster; returns what it printed.
+
+    Raises:
+        StageFailed: it ended with an error; the message is the command's own.
+    """
+    log.info("running %s", " ".join(command))
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise StageFailed(f"`{' '.join(command)}` failed:\n{result.stderr.strip()}")
+    for line in result.stderr.splitlines():
+        log.info("%s", line)
+    return result.stdout
 
 
 def submission_id(dag_id: str, run_id: str, task_id: str, map_index: int, generation: int) -> str:

@@ -39,5 +39,10 @@ def round_run_id(run_name: str, number: int, suffix: str = "") -> str:
 def next_run_id(run_name: str, number: int, run_id: str) -> str:
     """The id of the DAG run after `run_id`, which need not be one of ours: the UI makes `manual__2026-...`."""
     this_round = round_run_id(run_name, number)
-    suffix = run_id.removeprefix(this_round) if run_id.startswith(this_round) else "." + re.sub(r"[^A-Za-z0-9_-]+", "-", run_id)
+    suffix = run_id.removeprefix(this_round) if run_id.startswith(this_round) else f".{slug(run_id)}"
     return round_run_id(run_name, number + 1, suffix)
+
+
+def slug(run_id: str) -> str:
+    """A DAG run's id as part of another one's."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", run_id)

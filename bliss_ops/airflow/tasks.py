@@ -4,17 +4,24 @@ import os
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import Asset, timezone
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
+from airflow.sdk import Asset, PartitionedAssetTimetable, timezone
 
-from bliss_ops.airflow import SCORE_STORE_POOL
+from bliss_ops import pipeline
+from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL
 from bliss_ops.airflow.operator import BlissStageOperator, ConfigureOperator
+from bliss_ops.airflow.rescoring import FindCorporaOperator, GroupsOperator, LoadScoresOperator, PlanOperator
 from bliss_ops.airflow.rounds import NextRoundOperator
 from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES, Stage
 
 CORPUS = Asset(name="bliss_corpus", uri="bliss://corpora", group="bliss")  # one partition per corpus, keyed by its name
+SCORES = Asset(name="bliss_scores", uri="bliss://scores", group="bliss")  # one event per loaded set of scores, keyed by its corpus
+RESCORE_CRON = os.environ.get("BLISS_RESCORE_CRON", "0 2 * * *")
 
 STORE_WRITERS = ("load", "report")
 MAPPED = ("extract", "pack", "score")  # over groups of shards; other sharded stages are light enough for one job
+
+ON_GPU = ("score",)
 
 DAG_ARGS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=timezone.utc),
@@ -49,9 +56,51 @@ def next_round_task() -> NextRoundOperator:
     return NextRoundOperator(task_id="next_round", run_name=_from_configure("name"), num_rounds=_from_configure("num_rounds"))
 
 
+def on_each_corpus() -> PartitionedAssetTimetable:
+    """One DAG run for each corpus whose ingestion has finished."""
+    return PartitionedAssetTimetable(assets=CORPUS)
+
+
+def rescore_tasks() -> list[Any]:
+    """Find the pairs, score them in groups of shards, load each pair that is complete."""
+    plan = PlanOperator(task_id="plan")
+    groups = GroupsOperator(task_id="groups")
+    rescore = BlissStageOperator.partial(
+        task_id="rescore",
+        subcommand="rescore",
+        doc_md=pipeline.rescore.__doc__,
+        pool=GPU_POOL,
+        map_index_template="{{ task.arguments[0][9:] }} by {{ task.subject }} {{ task.group }}",  # [9:]: after `--corpus=`
+    ).expand_kwargs(groups.output)
+    load = LoadScoresOperator.partial(
+        task_id="load",
+        doc_md=pipeline.load_scores.__doc__,
+        pool=SCORE_STORE_POOL,
+        trigger_rule="all_done",
+        outlets=[SCORES],
+        map_index_template="{{ task.subject }}: {{ task.arguments[0] }}",
+    ).expand_kwargs(plan.output)
+    return [plan, groups, rescore, load]
+
+
+def rescore_all_tasks() -> list[Any]:
+    """Find the corpora with something to score, trigger `bliss_rescore` for each."""
+    find = FindCorporaOperator(task_id="find")
+    trigger = TriggerDagRunOperator.partial(
+        task_id="trigger",
+        trigger_dag_id="bliss_rescore",
+        logical_date=None,
+        skip_when_already_exists=True,
+        map_index_template="{{ task.conf['corpus'] }}",
+    ).expand_kwargs(find.output)
+    return [find, trigger]
+
+
 def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> Any:
     if stage.name in STORE_WRITERS:
         kwargs["pool"] = SCORE_STORE_POOL
+    if stage.name in ON_GPU:
+        kwargs["pool"] = GPU_POOL
     kwargs |= {
         "task_id": stage.name,
         "subcommand": stage.command,

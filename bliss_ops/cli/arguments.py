@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bliss_ops import pipeline
-from bliss_ops.config import EMBEDDED, Recipe
+from bliss_ops.config import EMBEDDED, NO_VALIDATION, Recipe
 from bliss_ops.recipes import load_recipe
 
 ADDRESSES = ("ingest.source", "ingest.tokenizer", "ingest.validation.source")  # settings that may be local paths
@@ -83,7 +83,7 @@ def who_works(group: tuple[int, int] | None = None) -> pipeline.Work:
 
 def absolute(address: Any) -> Any:
     """A local path as seen from everywhere: a Ray job or a task of Airflow has another working directory."""
-    is_local = isinstance(address, str) and address and address != EMBEDDED and "://" not in address
+    is_local = isinstance(address, str) and address and address not in (EMBEDDED, NO_VALIDATION) and "://" not in address
     return str(Path(address).absolute()) if is_local else address
 
 

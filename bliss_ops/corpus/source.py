@@ -1,12 +1,14 @@
 """Which source shards a corpus is made of, fixed once in `shards.json`.
 
 The list is sorted, and carries what identifies each file's content (size and sha256, or the store's etag), so that a corpus
-whose source changed gets another digest. The embedded corpus is harvested here and listed like any other.
+whose source changed gets another digest. The embedded corpus is harvested here and listed like any other. A source whose name ends
+in `.list` is a text file with one address per line.
 """
 
 import logging
 import os
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +22,8 @@ from bliss_ops.lake import sha256_of, write_json
 from bliss_ops.manifest import Metrics
 
 log = logging.getLogger(__name__)
+
+LIST_ENDING = ".list"
 
 _NUMBERING = re.compile(r"[._-]+(\d+-of-\d+|\d{4,})([._-][0-9a-f]{8,})?$")
 _MAGIC = re.compile(r"[*?\[]")
@@ -60,6 +64,8 @@ def expand_addresses(source: str) -> list[Address]:
         ValueError: there is none, or a named file is of a kind that cannot be read.
     """
     root = resolve(source)
+    if root.path.endswith(LIST_ENDING):
+        return _read_list(root)
     with readable(source, root.scheme):
         paths, chosen_by_name = _list(root)
     known = [path for path in paths if path.split("?")[0].endswith(ENDINGS)]
@@ -79,6 +85,38 @@ def label_of(uri: str) -> str:
     name = uri.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     stem = next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
     return _NUMBERING.sub("", stem) or stem
+
+
+def read_list(source: str | UPath) -> list[str]:
+    """The addresses of a list file in their order, one per line; empty lines and those that begin with `#` are left out.
+
+    Raises:
+        ValueError: the file cannot be read, or is not text.
+    """
+    address = resolve(source)
+    with readable(address.uri, address.scheme), address.open() as file:
+        content = file.read()
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{address.uri} is not a list of addresses: write one per line, as UTF-8 text ({error})") from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _read_list(address: Address) -> list[Address]:
+    """The files that a list names; relative paths are those beside the list."""
+    folder = address.uri.rpartition("/")[0]
+    names = read_list(address.uri)
+    found = [resolve(name if name.startswith("/") or "://" in name else f"{folder}/{name}") for name in names]
+    for file in found:
+        if not file.path.split("?")[0].endswith(ENDINGS):
+            raise ValueError(f"{file.uri}, named in {address.uri}, cannot be read: files must end in {', '.join(ENDINGS)}")
+    twice = sorted(uri for uri, count in Counter(file.uri for file in found).items() if count > 1)
+    if twice:
+        raise ValueError(f"{address.uri} names {twice[0]} twice: name every file once")
+    if not found:
+        raise ValueError(f"{address.uri} names no file: write one address per line")
+    return sorted(found, key=lambda file: file.uri)
 
 
 def _list(root: Address) -> tuple[list[str], bool]:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from bliss_ops import schemas
-from bliss_ops.config import EMBEDDED, IngestConfig, ValidationConfig
+from bliss_ops.config import EMBEDDED, NO_VALIDATION, IngestConfig, ValidationConfig
 from bliss_ops.corpus import harvest, source
 from bliss_ops.corpus.arrays import Float64s, Int64s, Integers
 from bliss_ops.corpus.parquet import parquet_file
@@ -60,11 +60,14 @@ class ValidationRows:
 
 
 def prepare(config: IngestConfig, source_dir: UPath, tokenizer_dir: UPath, directory: UPath) -> tuple[list[str], Metrics]:
-    """Write `guide.parquet` and `holdout.parquet` into `directory`; the first documents of every set guide.
+    """Write `guide.parquet` and `holdout.parquet` into `directory`, or nothing for `none`; the first documents of every set guide.
 
     Raises:
         ValueError: no validation set is configured, one cannot be read, or one is too small to be split.
     """
+    if config.validation.source == NO_VALIDATION:
+        log.info("prepare_validation: none is asked for, the corpus can be scored and not trained on")
+        return [], {}
     tokenizer = load(tokenizer_dir)
     metrics: Metrics = {"num_documents": 0, "num_rejects": 0}
     sets: list[dict[Part, tuple[Integers, Integers]]] = []
@@ -91,7 +94,7 @@ def sources(settings: ValidationConfig) -> list[tuple[str, float]]:
     Raises:
         ValueError: there is none.
     """
-    if not settings.source:
+    if not settings.source or settings.source == NO_VALIDATION:
         raise ValueError("no validation set: set ingest.validation.source to JSON lines with a `text` key that show what good text is")
     return [(settings.source, settings.weight), *((other.source, other.weight) for other in settings.others)]
 
@@ -103,7 +106,16 @@ def set_names(settings: ValidationConfig) -> list[str]:
 
 
 def read(directory: UPath, part: Part) -> ValidationRows:
-    """One part: tokens and labels as int64."""
+    """One part: tokens and labels as int64.
+
+    Raises:
+        ValueError: the corpus was ingested without a validation set.
+    """
+    if not (directory / f"{part}.parquet").exists():
+        raise ValueError(
+            f"no validation set in {directory}: the corpus was ingested to be scored only (ingest.validation.source=none). "
+            "Ingest it under another name with a validation set to train on it"
+        )
     with (directory / f"{part}.parquet").open("rb") as stream:
         table = pq.read_table(stream, use_threads=False)
     width = table.schema.field("input_ids").type.list_size

@@ -174,8 +174,13 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
         "AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection),
         "BLISS_RETRY_SECONDS": "2",
         "BLISS_TRAINING_CPUS": str(max(1, (os.cpu_count() or 1) // 2)),  # a run and its baseline side by side
-        "BLISS_TRAINING_GPUS": str(min(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))),
+        "BLISS_TRAINING_GPUS": str(min(1, num_gpus())),
     }
+
+
+def num_gpus() -> int:
+    """NVIDIA GPUs of this machine."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def _script(name: str) -> str:
