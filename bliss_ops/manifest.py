@@ -229,7 +229,7 @@ def describe(directory: UPath, file: str, rows: int | None = None) -> Output:
     """Size and sha256 of one written file."""
     with (directory / file).open("rb") as stream:
         sha256 = sha256_of(stream)
-        return Output(path=file, bytes=stream.tell(), sha256=sha256, rows=rows)
+        return Output(path=file, bytes=stream.seek(0, 2), sha256=sha256, rows=rows)
 
 
 def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:
