@@ -5,8 +5,8 @@ corpus and nothing is sorted. Ties at the threshold go to the smallest sequence 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -83,23 +83,58 @@ def num_to_keep(config: RunConfig, num_candidates: int) -> int:
     return budget // length
 
 
-def kth_largest(batches: Callable[[], Iterator[np.ndarray]], k: int) -> tuple[np.float32, int, int]:
+class OrderStatistic(NamedTuple):
+    """The k-th largest of many scores, how many are above it, and how many equal it."""
+
+    value: np.float32
+    num_above: int
+    num_equal: int
+
+
+def kth_largest(batches: Callable[[], Iterator[np.ndarray]], k: int) -> OrderStatistic:
     """The k-th largest of streamed float32 scores, exactly, in constant memory.
 
     Args:
         batches: gives the scores anew at every call.
         k: from 1 (the maximum) to the number of scores.
+    """
+    return order_statistics(lambda: ((None, batch) for batch in batches()), {0: [k]})[0, k]
+
+
+def order_statistics(
+    batches: Callable[[], Iterator[tuple[np.ndarray | None, np.ndarray]]],
+    ranks: Mapping[int, Iterable[int]],
+) -> dict[tuple[int, int], OrderStatistic]:
+    """Several order statistics of several groups of float32 scores, in two passes; memory grows with the ranks, not with the scores.
+
+    Args:
+        batches: gives (group of each score, scores) anew at every call; None for a single group, 0.
+        ranks: which k are wanted, by group; each from 1 (the largest) to the number of scores of the group.
 
     Returns:
-        The value, how many scores are above it, and how many equal it.
+        The statistic of each (group, k).
     """
-    above, high = _bin_of_kth((np.bincount(_ordered_bits(batch) >> 16, minlength=1 << 16) for batch in batches()), k, 0)
-    lows = (bits[bits >> 16 == high] & 0xFFFF for bits in map(_ordered_bits, batches()))
-    counts = sum((np.bincount(low, minlength=1 << 16) for low in lows), start=np.zeros(1 << 16, np.int64))
-    above, low = _bin_of_kth(iter([counts]), k, above)
-    bits = np.uint32(high << 16 | low)
-    value = np.array([bits & np.uint32(0x7FFFFFFF) if bits >> 31 else ~bits], np.uint32).view(np.float32)[0]
-    return value, above, int(counts[low])
+    num_groups = max(ranks) + 1
+    coarse = np.zeros(num_groups << 16, np.int64)
+    for group_N, score_N in batches():
+        coarse += np.bincount(_in_group(group_N, _ordered_bits(score_N) >> 16), minlength=len(coarse))
+    found = {(group, k): _bin_of_kth(coarse[group << 16 : (group + 1) << 16], k, 0) for group, ks in ranks.items() for k in ks}
+    bins = sorted({group << 16 | high for (group, _), (_, high) in found.items()})
+    slot_of_bin = np.full(num_groups << 16, len(bins), np.int64)
+    slot_of_bin[bins] = np.arange(len(bins))
+    fine = np.zeros(len(bins) << 16, np.int64)
+    for group_N, score_N in batches():
+        bits_N = _ordered_bits(score_N)
+        slot_N = slot_of_bin[_in_group(group_N, bits_N >> 16)]
+        wanted_N = slot_N < len(bins)
+        fine += np.bincount(slot_N[wanted_N] << 16 | (bits_N[wanted_N] & 0xFFFF), minlength=len(fine))
+    statistics = {}
+    for (group, k), (above_bin, high) in found.items():
+        slot = slot_of_bin[group << 16 | high]
+        counts = fine[slot << 16 : (slot + 1) << 16]
+        above, low = _bin_of_kth(counts, k, above_bin)
+        statistics[group, k] = OrderStatistic(_float_of(high << 16 | low), above, int(counts[low]))
+    return statistics
 
 
 def make_worker(sequences: UPath, selection: UPath, directory: UPath) -> Callable[[int], ShardRecord]:
@@ -132,15 +167,26 @@ def _read(directory: UPath, shard: int) -> pa.Table:
 
 
 def _ordered_bits(score_N: np.ndarray) -> np.ndarray:
-    """float32 to uint32 so that the integers sort like the floats."""
-    bits = score_N.view(np.uint32)
+    """float32 to uint32 so that the integers sort like the floats; -0.0 and 0.0 are one number."""
+    bits = (score_N + np.float32(0)).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
 
 
-def _bin_of_kth(histograms: Iterator[np.ndarray], k: int, above: int) -> tuple[int, int]:
+def _float_of(ordered_bits: int) -> np.float32:
+    """The inverse of `_ordered_bits`."""
+    bits = ordered_bits & 0x7FFFFFFF if ordered_bits >> 31 else ~ordered_bits & 0xFFFFFFFF
+    value: np.float32 = np.array([bits], np.uint32).view(np.float32)[0]
+    return value
+
+
+def _in_group(group_N: np.ndarray | None, high_N: np.ndarray) -> np.ndarray:
+    """The number of each score's coarse bin, counted through all groups."""
+    return high_N if group_N is None else group_N.astype(np.int64) << 16 | high_N
+
+
+def _bin_of_kth(counts: np.ndarray, k: int, above: int) -> tuple[int, int]:
     """Counts above and number of the bin that holds the k-th largest, `above` larger values being known already."""
-    counts = sum(histograms, start=np.zeros(1 << 16, np.int64))
     from_top = above + np.cumsum(counts[::-1])
     position = int(np.searchsorted(from_top, k))
-    chosen = (1 << 16) - 1 - position
+    chosen = len(counts) - 1 - position
     return int(from_top[position] - counts[chosen]), chosen

@@ -5,7 +5,7 @@ of 1, the second the other half of 1 and all of 2. Shard 0 is `prose`, shard 1 i
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ def make_corpus(root: Path | str, *, num_sequences: int = 30, num_shards: int = 
         files = [f"{folder}shard-{shard:05d}.parquet" for shard in range(num_shards) for folder in ("", "spans/")]
         return files, {"num_sequences": num_sequences * num_shards}
 
-    produce(lake, corpus.documents, "extract", documents)
-    produce(lake, corpus.sequences, "pack", sequences, shards=range(num_shards))
+    extracted = produce(lake, corpus.documents, "extract", documents)
+    produce(lake, corpus.sequences, "pack", sequences, shards=range(num_shards), inputs=[extracted])
     return lake
 
 
@@ -174,9 +174,9 @@ def make_round(run: Run, round_number: int, score: ScoreOf, losses: tuple[float,
         write_parquet(directory / "results.parquet", pa.table(table, schema=schemas.EVALUATION))
         return ["results.parquet"], {}
 
-    produce(lake, here / "selector", "fit", selector)
-    produce(lake, here / "scores", "score", scores, shards=shards)
-    produce(lake, here / "selection", "select", selection)
+    fitted = produce(lake, here / "selector", "fit", selector, inputs=[packed])
+    scored = produce(lake, here / "scores", "score", scores, shards=shards, inputs=[fitted])
+    produce(lake, here / "selection", "select", selection, inputs=[scored])
     if finished:
         produce(lake, here / "pretrain", "pretrain", pretrain)
         produce(lake, here / "evaluation", "evaluate", evaluation)
@@ -200,9 +200,52 @@ def outer_step(step: int) -> dict[str, float]:
     }
 
 
-def produce(lake: Lake, directory: UPath, stage: str, make: Any, shards: Any = ()) -> Manifest:
+def make_further_scores(
+    lake: Lake,
+    name: str,
+    score: ScoreOf,
+    *,
+    corpus: str = "tiny",
+    of: tuple[Run, int] | None = None,
+    shards: Sequence[int] | None = None,
+) -> Manifest:
+    """`scores/<corpus>/<name>`: re-scored by the selector `of` (run, round); imported where there is none."""
+    packed = read_manifest(lake.corpus(corpus).sequences, made_by="make_corpus")
+    num_sequences = packed.metrics["num_sequences"] // len(packed.shards)
+    mine = list(packed.shards if shards is None else shards)
+    inputs, stage, identity = [packed], "import_scores", {"method": name, "origin": "made for tests"}
+    if of is not None:
+        run, round_number = of
+        inputs.append(read_manifest(run.round(round_number) / "selector", made_by="make_run"))
+        stage, config = "rescore", run.config
+        identity = {"run": run.name, "round": round_number, "recipe": config.recipe, "method": config.method, "seed": config.seed}
+
+    def scores(directory: UPath) -> tuple[list[str], dict[str, Any]]:
+        rows, everything = np.arange(num_sequences), []
+        for shard in mine:
+            values = score(shard, rows).astype(np.float32)
+            everything.append(values)
+            table = {"sequence_id": shard * ROWS_PER_SHARD + rows, "score": values}
+            write_parquet(shard_file(directory, shard), pa.table(table, schema=schemas.SCORES))
+        together = np.concatenate(everything).astype(np.float64)
+        metrics = {"num_sequences": len(together), "mean": float(together.mean()), "standard_deviation": float(together.std())}
+        return [f"shard-{shard:05d}.parquet" for shard in mine], metrics
+
+    return produce(lake, lake.further_scores(corpus, name), stage, scores, shards=mine, inputs=inputs, identity=identity)
+
+
+def produce(
+    lake: Lake,
+    directory: UPath,
+    stage: str,
+    make: Any,
+    shards: Any = (),
+    *,
+    inputs: Sequence[Manifest] = (),
+    identity: dict[str, Any] | None = None,
+) -> Manifest:
     """Write an artifact anew, whatever is there: tests change shards on purpose."""
-    artifact = Artifact(lake, directory, stage=stage, identity={}, replaceable=True)
+    artifact = Artifact(lake, directory, stage=stage, identity=identity or {}, inputs=inputs, replaceable=True)
     artifact.begin()
     files, metrics = make(directory)
     return artifact.commit([describe(directory, file) for file in files], metrics, shards=list(shards))

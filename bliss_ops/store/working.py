@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bliss_ops.lake import Lake, atomic_file, is_local
-from bliss_ops.store import tables
+from bliss_ops.store import tables, views
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 60.0
+STORAGE_VERSION = "select tags['storage_version'] from duckdb_databases() where database_name = 'working'"
 MEMORY_LIMIT = "2GB"  # enough for 50 million rows; the rest of the machine belongs to training
 
 
@@ -57,13 +58,16 @@ def open_working(lake: Lake, *, empty: bool = False) -> "Iterator[tuple[DuckDBPy
         if is_remote(lake):
             con.register_filesystem(lake.root.fs)
         _attach(con, path)
+        if empty or _is_of_another_version(con):
+            log.info("score store: emptied, everything is loaded again from Parquet")
+            con.execute("detach working")
+            for file in (path, path.with_name(path.name + ".wal")):
+                file.unlink(missing_ok=True)
+            _attach(con, path)
         con.execute("use working")
         con.execute(tables.STATE)
-        if empty or _recall(con, "tables") not in (None, _md5(tables.TABLES)):
-            log.info("score store: emptied, everything is loaded again from Parquet")
-            con.execute(tables.DROP_TABLES)
         con.execute(tables.TABLES)
-        con.execute(tables.VIEWS)
+        con.execute(views.VIEWS)
         _remember(con, "tables", _md5(tables.TABLES))
         yield con, _recall(con, "published") is None
     finally:
@@ -72,7 +76,7 @@ def open_working(lake: Lake, *, empty: bool = False) -> "Iterator[tuple[DuckDBPy
 
 def publish(con: "DuckDBPyConnection", lake: Lake) -> bool:
     """Replace the snapshot by a copy of the working file, unless the snapshot there is of exactly this content."""
-    (digest,) = con.execute(tables.DIGEST, {"views": _md5(tables.VIEWS)}).fetchone() or ("",)
+    (digest,) = con.execute(tables.DIGEST, {"views": _md5(views.VIEWS)}).fetchone() or ("",)
     if lake.score_store.exists() and _recall(con, "published") == digest:
         return False
     _sweep(lake)
@@ -94,7 +98,7 @@ def _attach(con: "DuckDBPyConnection", path: Path) -> None:
     waiting = False
     while True:
         try:
-            con.execute(f"attach '{_quoted(path)}' as working")
+            con.execute(f"attach '{_quoted(path)}' as working" + ("" if path.exists() else " (storage_version 'v1.5.0')"))
             return
         except (duckdb.IOException, duckdb.ResourceInUseException) as error:
             if isinstance(error, duckdb.IOException) and "lock" not in str(error):
@@ -109,6 +113,16 @@ def _attach(con: "DuckDBPyConnection", path: Path) -> None:
                 log.info("score store: another process is loading, waiting up to %.0f s", WAIT_SECONDS)
                 waiting = True
             time.sleep(0.2)
+
+
+def _is_of_another_version(con: "DuckDBPyConnection") -> bool:
+    """Whether the working file has other tables, or another format, than this package makes; a new one has neither."""
+    (version,) = con.execute(STORAGE_VERSION).fetchone() or ("",)
+    con.execute("use working")
+    con.execute(tables.STATE)
+    known = _recall(con, "tables")
+    con.execute("use memory")
+    return bool(version != "v1.5.0+") or known not in (None, _md5(tables.TABLES))
 
 
 def _recall(con: "DuckDBPyConnection", name: str) -> str | None:

@@ -1,0 +1,261 @@
+"""What the lake says the store should hold: each score run, the parts it consists of, and where each part's rows come from.
+
+A score run is loaded only when the sequences it scored are the ones that are packed now: its manifests lead to a digest of those
+sequences, and that has to be the digest of the corpus's manifest. `loading` brings the tables to this state, `check` compares.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from upath import UPath
+
+from bliss_ops.lake import Lake, Run
+from bliss_ops.manifest import Manifest, find_manifest, read_manifest
+from bliss_ops.store import tables
+
+KIND_OF_STAGE = {"score": "round", "rescore": "rescored", "import_scores": "imported"}
+SELECTION_COUNTS = ("num_candidates", "num_selected", "threshold", "num_ties_at_threshold", "num_ties_kept", "num_tokens")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard of one table's content: the rows of a file, or one row of values."""
+
+    kind: tables.Kind
+    owner: str
+    shard: int
+    sha256: str  # of the file's bytes; a row made from manifests has no file, its hash is the row itself
+    values: dict[str, Any]
+    file: UPath | None = None
+    made_by: str = ""  # the command that makes the file again
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.kind.name, self.owner, self.shard
+
+
+@dataclass(frozen=True)
+class Content:
+    """A corpus as it is packed now, in one sequence set; either manifest is None where it is not (or no longer) there."""
+
+    lake: Lake
+    corpus: str
+    sequence_set: str
+    documents: Manifest | None
+    packed: Manifest | None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the sequences are made from the documents that are there; they are not while a corpus is being ingested again."""
+        if self.packed is None:
+            return False
+        return self.documents is None or self.packed.inputs.get(self.documents.artifact, self.documents.digest) == self.documents.digest
+
+
+@dataclass(frozen=True)
+class ScoreRun:
+    """One score run of the lake: `row` for `score_runs`, `parts` of its own, and which shards of its corpus stand behind it."""
+
+    id: str
+    content: Content
+    sequences_digest: str
+    row: Part
+    parts: list[Part]
+    shards: list[int] = field(repr=False)
+
+    @property
+    def is_former(self) -> bool:
+        """Whether the corpus has other content now than the one that was scored."""
+        packed = self.content.packed
+        return self.content.is_settled and packed is not None and packed.digest != self.sequences_digest
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the scores cannot be in the store, in words; None when they can."""
+        corpus = self.content.corpus
+        if not self.sequences_digest:
+            return (
+                f"{self.id}: its manifests do not say which sequences were scored (is the selector's directory gone?), "
+                "so its scores cannot be told from those of other content: score the corpus again"
+            )
+        if not self.content.is_settled:
+            return f"{self.id}: corpus {corpus!r} is not ingested whole at the moment: run `bliss ingest` for it, then load the scores"
+        if self.is_former:
+            return (
+                f"{self.id}: its scores are of former content of {self.content.sequence_set}, the corpus has been ingested again since. "
+                "They stay in Parquet and out of the score store; score the corpus again, or delete their directory"
+            )
+        return None
+
+    def corpus_parts(self) -> Iterator[Part]:
+        """Documents and spans of the scored shards."""
+        content, scored = self.content, set(self.shards)
+        for manifest, kind, folder, owner, values, command in (
+            (content.documents, tables.DOCUMENTS, "", content.corpus, {}, "extract"),
+            (content.packed, tables.SPANS, "spans/", content.sequence_set, {"corpus": content.corpus}, "pack"),
+        ):
+            if manifest:
+                made_by = f"bliss {command} {content.corpus}"
+                yield from (
+                    part for part in _of_files(content.lake, manifest, kind, owner, made_by, folder, values) if part.shard in scored
+                )
+
+
+class ScoreRuns:
+    """Finds score runs; every corpus's manifests are read once."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
+        self._contents: dict[str, Content] = {}
+
+    def of_lake(self) -> Iterator[ScoreRun]:
+        """Every score run there is: rounds, then re-scored and imported ones."""
+        for name in self.lake.run_names():
+            yield from self.of_run(self.lake.run(name))
+        for corpus, name in self.lake.further_score_names():
+            yield self.further(corpus, name)
+
+    def of_run(self, run: Run) -> Iterator[ScoreRun]:
+        """The rounds of one run that have scores."""
+        for round_number in range(1, run.config.num_rounds + 1):
+            if scores := find_manifest(run.round(round_number) / "scores"):
+                yield self._round(run, round_number, scores)
+
+    def further(self, corpus: str, name: str) -> ScoreRun:
+        """Scores that are no round's own.
+
+        Raises:
+            ValueError: they are not there or not finished, or something else is.
+        """
+        directory = self.lake.further_scores(corpus, name)
+        manifest = read_manifest(directory, made_by="bliss rescore")
+        kind, about = KIND_OF_STAGE.get(manifest.stage), manifest.identity
+        if kind is None:
+            raise ValueError(f"{directory} was made by {manifest.stage!r}: scores come from `bliss rescore` or `bliss import-scores`")
+        run, round_number = str(about.get("run", name)), int(about.get("round", 0))
+        selector = find_manifest(self.lake.run(run).round(round_number) / "selector") if kind == "rescored" else None
+        is_same_selector = selector is not None and manifest.inputs.get(selector.artifact) == selector.digest
+        made_by = f"bliss rescore {run} --round {round_number} --corpus {corpus}" if kind == "rescored" else "bliss import-scores"
+        about = {
+            "kind_of_run": kind,
+            "run": run,
+            "round": round_number,
+            "recipe": about.get("recipe", ""),
+            "method": about.get("method", name),
+            "seed": about.get("seed", 0),
+            "selector_fingerprint": selector.fingerprint if selector is not None and is_same_selector else "",
+        }
+        return self._score_run(f"scores/{corpus}/{name}", corpus, manifest, manifest.inputs, about, made_by)
+
+    def content(self, corpus: str, sequence_set: str) -> Content:
+        if sequence_set not in self._contents:
+            packed = find_manifest(self.lake.root / "corpora" / sequence_set)
+            documents = find_manifest(self.lake.root / "corpora" / corpus / "documents")
+            self._contents[sequence_set] = Content(self.lake, corpus, sequence_set, documents, packed)
+        return self._contents[sequence_set]
+
+    def _round(self, run: Run, round_number: int, scores: Manifest) -> ScoreRun:
+        here, config = run.round(round_number), run.config
+        selector = find_manifest(here / "selector")
+        is_same_selector = selector is not None and scores.inputs.get(selector.artifact) == selector.digest
+        about = {
+            "kind_of_run": "round",
+            "run": run.name,
+            "round": round_number,
+            "recipe": config.recipe,
+            "method": config.method,
+            "seed": config.seed,
+            "selector_fingerprint": selector.fingerprint if selector else "",
+        }
+        inputs = selector.inputs if selector is not None and is_same_selector else {}
+        parts = list(_of_round(run, round_number, scores))
+        id, made_by = f"{run.name}/round-{round_number:02d}", f"bliss score {run.name} --round {round_number}"  # noqa: A001
+        return self._score_run(id, config.ingest.corpus, scores, inputs, about, made_by, parts)
+
+    def _score_run(
+        self,
+        id: str,  # noqa: A002 - what it is
+        corpus: str,
+        scores: Manifest,
+        inputs: dict[str, str],
+        about: dict[str, Any],
+        made_by: str,
+        further_parts: Iterable[Part] = (),
+    ) -> ScoreRun:
+        found = _sequences(inputs, corpus)
+        sequence_set, digest = found or (f"{corpus}/{self.lake.corpus(corpus).sequences.name}", "")
+        values = about | {
+            "corpus": corpus,
+            "sequence_set": sequence_set,
+            "sequences_digest": digest,
+            "scores_fingerprint": scores.fingerprint,
+            "num_sequences": scores.metrics["num_sequences"],
+            "finished_at": datetime.fromisoformat(scores.finished_at).astimezone(UTC).replace(tzinfo=None),
+        }
+        parts = [*_of_files(self.lake, scores, tables.SCORES, id, made_by), *further_parts]
+        row = Part(tables.SCORE_RUNS, id, 0, _as_hash(values), values)
+        return ScoreRun(id, self.content(corpus, sequence_set), digest, row, parts, sorted(scores.shards))
+
+
+def _of_round(run: Run, round_number: int, scores: Manifest) -> Iterator[Part]:
+    """Influences, selection and evaluation, where they are there and made from these scores and not from former ones."""
+    here, lake, owner = run.round(round_number), run.lake, f"{run.name}/round-{round_number:02d}"
+
+    def of_these_scores(name: str) -> Manifest | None:
+        manifest = find_manifest(here / name)
+        return manifest if manifest and _stands_on(lake, manifest, here, scores) else None
+
+    def command(stage: str) -> str:
+        return f"bliss {stage} {run.name} --round {round_number}"
+
+    if fidelity := of_these_scores("fidelity"):
+        for output in fidelity.outputs:  # none where nothing could be measured
+            yield Part(tables.INFLUENCES, owner, 0, output.sha256, {}, here / "fidelity" / output.path, command("fidelity"))
+    if selection := of_these_scores("selection"):
+        values = {name: selection.metrics.get(name) for name in SELECTION_COUNTS}
+        yield Part(tables.SELECTION_COUNTS, owner, 0, _as_hash(values), values)
+        yield from _of_files(lake, selection, tables.SELECTIONS, owner, command("select"))
+    if evaluation := of_these_scores("evaluation"):
+        (results,) = (output for output in evaluation.outputs if output.path == "results.parquet")
+        yield Part(tables.EVALUATIONS, owner, 0, results.sha256, {}, here / "evaluation" / results.path, command("evaluate"))
+
+
+def _stands_on(lake: Lake, manifest: Manifest, here: UPath, scores: Manifest) -> bool:
+    """Whether what `manifest` was made from, inside the round, is what is there; an input that is gone (a deleted subset) cannot say."""
+    for address, digest in manifest.inputs.items():
+        if address == scores.artifact:
+            if digest != scores.digest:
+                return False
+        elif address.startswith(lake.relative(here) + "/"):
+            before = find_manifest(lake.root / address)
+            if before and (before.digest != digest or not _stands_on(lake, before, here, scores)):
+                return False
+    return True
+
+
+def _of_files(
+    lake: Lake, manifest: Manifest, kind: tables.Kind, owner: str, made_by: str, folder: str = "", values: dict[str, Any] | None = None
+) -> Iterator[Part]:
+    """A part for each of the artifact's shards in `folder` (a pattern)."""
+    pattern = re.compile(folder + r"shard-(\d+)[.]parquet")
+    directory = lake.root / manifest.artifact
+    for output in manifest.outputs:
+        if match := pattern.fullmatch(output.path):
+            yield Part(kind, owner, int(match[1]), output.sha256, values or {}, directory / output.path, made_by)
+
+
+def _sequences(inputs: dict[str, str], corpus: str) -> tuple[str, str] | None:
+    """The sequence set among an artifact's inputs, and the digest of its content then."""
+    for address, digest in inputs.items():
+        match = re.fullmatch(r"corpora/([^/]+)/(sequences-[^/]+)", address)
+        if match and match[1] == corpus:
+            return f"{corpus}/{match[2]}", digest
+    return None
+
+
+def _as_hash(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, default=str)
