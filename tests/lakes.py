@@ -46,7 +46,7 @@ def make_corpus(root: Path | str, *, num_sequences: int = 30, num_shards: int = 
                 "source": [source] * num_documents,
                 "url": [f"https://{source}.example/{row}" for row in rows],
                 "domain": [f"{source}.example"] * num_documents,
-                "timestamp": [None] * num_documents,
+                "timestamp": [f"2024-{1 + row % 3:02d}-15T10:00:00Z" for row in rows],
                 "text": texts,
                 "num_bytes": [len(text.encode()) for text in texts],
             }

@@ -42,7 +42,7 @@ create table if not exists spans (
 );
 create table if not exists documents (
     corpus varchar not null, shard_id integer not null, document_id bigint not null, source varchar not null, url varchar, domain varchar,
-    num_bytes bigint not null
+    month varchar, num_bytes bigint not null
 );
 
 create table if not exists run_summaries (
@@ -92,6 +92,8 @@ REMEMBER = "insert into loads values ($kind, $owner, $shard, $sha256, $num_rows)
 DIGEST = """
 select md5(coalesce(string_agg(concat_ws('|', kind, owner, shard_id, sha256), ',' order by kind, owner, shard_id), '') || $views) from loads
 """
+
+MONTH = "nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), '')"  # of a document, where its timestamp begins with one
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,9 @@ SPANS = Kind(
 DOCUMENTS = Kind(
     "documents",
     "delete from documents where corpus = $owner and shard_id = $shard",
-    "insert into documents select $owner, $shard, document_id, source, url, domain, num_bytes from shard",
-    "select document_id, source, url, domain, num_bytes from documents where corpus = $owner and shard_id = $shard",
-    "select document_id, source, url, domain, num_bytes from shard",
+    f"insert into documents select $owner, $shard, document_id, source, url, domain, {MONTH}, num_bytes from shard",
+    "select document_id, source, url, domain, month, num_bytes from documents where corpus = $owner and shard_id = $shard",
+    f"select document_id, source, url, domain, {MONTH}, num_bytes from shard",
 )
 SELECTION_COUNTS = Kind(
     "selection_counts",
