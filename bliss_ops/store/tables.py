@@ -90,7 +90,8 @@ REMEMBER = "insert into loads values ($kind, $owner, $shard, $sha256, $num_rows)
 
 # The content of the store in one number: equal digests mean there is nothing to publish.
 DIGEST = """
-select md5(coalesce(string_agg(concat_ws('|', kind, owner, shard_id, sha256), ',' order by kind, owner, shard_id), '') || $views) from loads
+select md5(coalesce(string_agg(concat_ws('|', kind, owner, shard_id, sha256), ',' order by kind, owner, shard_id), '') || $views)
+from loads where not list_has_any(string_split(owner, ' '), $unfinished)
 """
 
 MONTH = "nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), '')"  # of a document, where its timestamp begins with one

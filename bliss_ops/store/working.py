@@ -1,12 +1,16 @@
 """The two files of the score store: the working file the loader writes, and the snapshot everyone reads.
 
-DuckDB lets either one writer or many readers open a file. So the loader has a file of its own and readers get a copy, written by
-`copy from database` (compact, 13 s for 50 million scores) in the storage version that DuckDB 1.5 reads, and put in place by rename.
-A reader that has the old copy open keeps reading it.
+DuckDB lets either one writer or many readers open a file. So the loader has a file of its own and readers get a copy of its bytes, put in
+place by rename: a reader that has the old copy open keeps reading it. The working file itself is in the storage version that DuckDB
+1.5 reads, so publishing copies bytes and re-encodes no row. A lock file beside it lets one loader in at a time.
 """
 
+import errno
+import fcntl
 import hashlib
 import logging
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 60.0
-STORAGE_VERSION = "select tags['storage_version'] from duckdb_databases() where database_name = 'working'"
-MEMORY_LIMIT = "2GB"  # enough for 50 million rows; the rest of the machine belongs to training
+MEMORY_LIMIT = "2GB"  # enough for 200 million rows; the rest of the machine belongs to training
+FORMAT = "v1.5.0"  # the oldest DuckDB that reads the snapshot
+FORMAT_OF_WORKING = "select tags['storage_version'] from duckdb_databases() where database_name = 'working'"
+BLOCKS = "select used_blocks, free_blocks from pragma_database_size() where database_name = 'working'"
+NO_SPACE = ("No space left", "File too large")
 
 
 def is_remote(lake: Lake) -> bool:
@@ -44,85 +51,154 @@ def open_working(lake: Lake, *, empty: bool = False) -> "Iterator[tuple[DuckDBPy
 
     Args:
         lake: the lake whose scores it holds.
-        empty: drop what is in the file first.
+        empty: start with a new file, whatever is there.
 
     Raises:
         ValueError: another process holds the file and does not let go within a minute, or the file is damaged.
+        OSError: the disk is full.
     """
     import duckdb
 
     path = working_file(lake)
     path.parent.mkdir(parents=True, exist_ok=True)
-    con = duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(path.with_suffix(".spill"))})
-    try:
-        if is_remote(lake):
-            con.register_filesystem(lake.root.fs)
-        _attach(con, path)
-        if empty or _is_of_another_version(con):
-            log.info("score store: emptied, everything is loaded again from Parquet")
-            con.execute("detach working")
-            for file in (path, path.with_name(path.name + ".wal")):
-                file.unlink(missing_ok=True)
+    with _only_loader(path), _disk_full_in_words(path):
+        if empty:
+            _delete(path)
+        con = duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(path.with_suffix(".spill"))})
+        try:
             _attach(con, path)
-        con.execute("use working")
-        con.execute(tables.STATE)
-        con.execute(tables.TABLES)
-        con.execute(views.VIEWS)
-        _remember(con, "tables", _md5(tables.TABLES))
-        yield con, _recall(con, "published") is None
-    finally:
-        con.close()
+            if _is_of_another_version(con):
+                log.info("score store: the working file is of another version; everything is loaded again from Parquet")
+                con.execute("detach working")
+                _delete(path)
+                _attach(con, path)
+            con.execute("use working")
+            con.execute(tables.STATE)
+            con.execute(tables.TABLES)
+            con.execute(views.VIEWS)
+            _remember(con, "tables", _md5(tables.TABLES))
+            yield con, _recall(con, "published") is None
+        finally:
+            con.close()
 
 
 def publish(con: "DuckDBPyConnection", lake: Lake) -> bool:
-    """Replace the snapshot by a copy of the working file, unless the snapshot there is of exactly this content."""
-    (digest,) = con.execute(tables.DIGEST, {"views": _md5(views.VIEWS)}).fetchone() or ("",)
+    """Replace the snapshot by a copy of the working file, unless the snapshot there is of exactly this content.
+
+    Score runs that are not loaded whole (their loader was killed, or a file was damaged) are left out of the copy.
+    """
+    unfinished = [owner for (owner,) in con.execute(tables.UNFINISHED, {"kinds": tables.OF_SCORE_RUN}).fetchall()]
+    (digest,) = con.execute(tables.DIGEST, {"views": _md5(views.VIEWS), "unfinished": unfinished}).fetchone() or ("",)
     if lake.score_store.exists() and _recall(con, "published") == digest:
         return False
     _sweep(lake)
-    with atomic_file(lake.score_store) as file:
-        file.unlink(missing_ok=True)  # DuckDB makes the file itself and refuses an empty one
-        con.execute(f"attach '{_quoted(file)}' as snapshot (storage_version 'v1.5.0')")
-        try:
-            con.execute("copy from database working to snapshot")
-        finally:
-            con.execute("detach snapshot")  # checkpoints: afterwards there is no write-ahead log
+    path = working_file(lake)
+    con.execute("use memory")
+    con.execute("detach working")  # checkpoints: the file is whole then, and nothing writes to it
+    try:
+        with atomic_file(lake.score_store) as file:
+            copy_bytes(path, file)
+            if unfinished:
+                _leave_out(con, file, unfinished)
+    finally:
+        _attach(con, path)
+        con.execute("use working")
     _remember(con, "published", digest)
     return True
 
 
+def copy_bytes(source: Path, target: Path) -> None:
+    """By the kernel: shared blocks where the file system can (XFS, btrfs), else without a way through this process."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        try:
+            while os.copy_file_range(reader.fileno(), writer.fileno(), 1 << 30):
+                pass
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            writer.truncate(0)
+            shutil.copyfile(source, target)  # across file systems, on kernels that do not
+
+
+def _leave_out(con: "DuckDBPyConnection", snapshot: Path, unfinished: list[str]) -> None:
+    """Delete score runs from a snapshot that is not published yet."""
+    log.warning("score store: not loaded whole and left out of the snapshot: %s", ", ".join(unfinished))
+    con.execute(f"attach '{_quoted(snapshot)}' as snapshot")
+    con.execute("use snapshot")
+    try:
+        for owner in unfinished:
+            for statement in tables.FORGET_SCORE_RUN:
+                con.execute(statement, {"owner": owner})
+    finally:
+        con.execute("use memory")
+        con.execute("detach snapshot")  # checkpoints: afterwards there is no write-ahead log
+
+
+@contextmanager
+def _only_loader(path: Path) -> Iterator[None]:
+    """Hold the lock beside the working file; the kernel lets go of it when its process ends, however it ends."""
+    with path.with_suffix(".lock").open("w") as lock:
+        for _ in _tries(path):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                continue
+        yield
+
+
 def _attach(con: "DuckDBPyConnection", path: Path) -> None:
+    """Attach the working file, which may be new; somebody may be looking into it with a DuckDB of their own."""
     import duckdb
 
-    deadline = time.monotonic() + WAIT_SECONDS
-    waiting = False
-    while True:
+    statement = f"attach '{_quoted(path)}' as working" + ("" if path.exists() else f" (storage_version '{FORMAT}')")
+    for _ in _tries(path):
         try:
-            con.execute(f"attach '{_quoted(path)}' as working" + ("" if path.exists() else " (storage_version 'v1.5.0')"))
+            con.execute(statement)
             return
-        except (duckdb.IOException, duckdb.ResourceInUseException) as error:
-            if isinstance(error, duckdb.IOException) and "lock" not in str(error):
+        except duckdb.IOException as error:
+            if "lock" not in str(error):
                 raise ValueError(
-                    f"{path} cannot be opened: {error}\nDelete the file; the next `bliss load` makes it again from Parquet."
+                    f"{path} cannot be opened: {error}\nRun `bliss store rebuild`, it makes the file again from Parquet."
                 ) from error
-            if time.monotonic() > deadline:
-                raise ValueError(
-                    f"another process still holds {path} after {WAIT_SECONDS:.0f} s: wait for it or end it, then try again\n{error}"
-                ) from error
-            if not waiting:
-                log.info("score store: another process is loading, waiting up to %.0f s", WAIT_SECONDS)
-                waiting = True
-            time.sleep(0.2)
+
+
+def _tries(path: Path) -> Iterator[None]:
+    """A try every 0.2 s, for a minute.
+
+    Raises:
+        ValueError: the minute is over.
+    """
+    begun = time.monotonic()
+    yield
+    log.info("score store: another process is loading, waiting up to %.0f s", WAIT_SECONDS)
+    while time.monotonic() - begun < WAIT_SECONDS:
+        time.sleep(0.2)
+        yield
+    raise ValueError(f"another process still holds {path} after {WAIT_SECONDS:.0f} s: wait for it or end it, then try again")
+
+
+@contextmanager
+def _disk_full_in_words(path: Path) -> Iterator[None]:
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        if any(words in str(error) for words in NO_SPACE):
+            advice = "the disk is full: free space and run the same command again, it resumes; readers have the old snapshot meanwhile"
+            raise OSError(errno.ENOSPC, advice, str(path)) from error
+        raise
 
 
 def _is_of_another_version(con: "DuckDBPyConnection") -> bool:
     """Whether the working file has other tables, or another format, than this package makes; a new one has neither."""
-    (version,) = con.execute(STORAGE_VERSION).fetchone() or ("",)
+    (version,) = con.execute(FORMAT_OF_WORKING).fetchone() or ("",)
     con.execute("use working")
     con.execute(tables.STATE)
     known = _recall(con, "tables")
     con.execute("use memory")
-    return bool(version != "v1.5.0+") or known not in (None, _md5(tables.TABLES))
+    return bool(version != f"{FORMAT}+") or known not in (None, _md5(tables.TABLES))
 
 
 def _recall(con: "DuckDBPyConnection", name: str) -> str | None:
@@ -136,6 +212,11 @@ def _remember(con: "DuckDBPyConnection", name: str, digest: str) -> None:
 
 def _md5(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _delete(path: Path) -> None:
+    for file in (path, path.with_name(path.name + ".wal")):
+        file.unlink(missing_ok=True)
 
 
 def _sweep(lake: Lake) -> None:

@@ -249,7 +249,7 @@ def test_a_damaged_working_file_is_a_clear_error(tmp_path: Path) -> None:
     lake = make_corpus(tmp_path)
     run = make_run(lake)
     working.working_file(lake).write_bytes(b"x" * 20_000)
-    with pytest.raises(ValueError, match="Delete the file"):
+    with pytest.raises(ValueError, match="bliss store rebuild"):
         store.sync(run)
 
 
