@@ -94,8 +94,6 @@ select md5(coalesce(string_agg(concat_ws('|', kind, owner, shard_id, sha256), ',
 from loads where not list_has_any(string_split(owner, ' '), $unfinished)
 """
 
-MONTH = "nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), '')"  # of a document, where its timestamp begins with one
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -149,9 +147,11 @@ SPANS = Kind(
 DOCUMENTS = Kind(
     "documents",
     "delete from documents where corpus = $owner and shard_id = $shard",
-    f"insert into documents select $owner, $shard, document_id, source, url, domain, {MONTH}, num_bytes from shard",
+    """insert into documents select $owner, $shard, document_id, source, url, domain,
+       nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), ''), num_bytes from shard""",
     "select document_id, source, url, domain, month, num_bytes from documents where corpus = $owner and shard_id = $shard",
-    f"select document_id, source, url, domain, {MONTH}, num_bytes from shard",
+    """select document_id, source, url, domain, nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), '') as month, num_bytes
+       from shard""",
 )
 SELECTION_COUNTS = Kind(
     "selection_counts",
