@@ -7,6 +7,7 @@ sample by a hash of the id, the same at every visit).
 from typing import TYPE_CHECKING
 
 from bliss_ops.explorer.snapshots import Row, row, rows
+from bliss_ops.report.charts import digits_for
 from bliss_ops.sharding import ROWS_PER_SHARD
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def score_runs(
     cursor: "DuckDBPyConnection", *, score_run_id: str | None = None, corpus: str | None = None, kind: str | None = None
 ) -> list[Row]:
     """Score runs with their headline numbers, newest first."""
-    return rows(cursor, RUNS, {"score_run_id": score_run_id, "corpus": corpus, "kind": kind})
+    found = rows(cursor, RUNS, {"score_run_id": score_run_id, "corpus": corpus, "kind": kind})
+    return [run | {"digits": digits_for(run["standard_deviation"])} for run in found]
 
 
 def histograms(cursor: "DuckDBPyConnection", score_run_ids: list[str]) -> dict[str, list[Row]]:

@@ -64,10 +64,8 @@ def deciles_of_both(counts: Sequence[Row], num_sampled: int) -> Markup:
     table: list[list[float | None]] = [[0.0] * 10 for _ in range(10)]
     for count in counts:
         table[count["decile_a"] - 1][count["decile_b"] - 1] = count["num_sequences"] / max(num_sampled / 10, 1)
-    names = [f"{'best' if k == 1 else 'worst' if k == 10 else k}" for k in range(1, 11)]
-    return charts.matrix(
-        [f"decile {name}" for name in names], names, table, title="Deciles of both score runs", format_value=lambda value: f"{value:.0%}"
-    )
+    names = [{1: "best", 10: "worst"}.get(k, f"{k}") for k in range(1, 11)]
+    return charts.matrix(names, names, table, title="Deciles of both score runs", format_value=lambda value: f"{value:.0%}")
 
 
 def overlaps(names: Sequence[str], short: Sequence[str], pairs: dict[tuple[str, str], float]) -> Markup:

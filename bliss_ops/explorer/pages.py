@@ -232,11 +232,18 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or ord(c) >= 32 else "\N{REPLACEMENT CHARACTER}" for c in text.replace("\r\n", "\n"))
 
 
+def number(value: float | None, digits: int = 3) -> str:
+    """With so many decimals and a real minus, but none before zero."""
+    if value is None:
+        return "\N{EN DASH}"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
 FILTERS: dict[str, Callable[..., str]] = {
     "count": lambda value: "\N{EN DASH}" if value is None else f"{value:,}",
     "percent": lambda value: f"{value:.0%}" if value >= 0.1 or value == 0 else f"{value:.1%}",
-    "number": lambda value, digits=3: "\N{EN DASH}" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}"),
-    "score": lambda value: "\N{EN DASH}" if value is None else f"{value:.4g}".replace("-", "\N{MINUS SIGN}"),
+    "number": number,
     "when": lambda value: f"{value:%Y-%m-%d %H:%M}",
     "printable": printable,
 }
