@@ -7,15 +7,14 @@ ingested from the command line, scoring that was interrupted. Nothing to do: gre
 
 from airflow.sdk import DAG, chain
 
-from bliss_ops.airflow.tasks import DAG_ARGS, RESCORE_CRON, rescore_all_tasks
+from bliss_ops.airflow.tasks import nightly, rescore_all_tasks
 
 with DAG(
     dag_id="bliss_rescore_nightly",
     dag_display_name="Bliss: re-score what has been left",
-    schedule=RESCORE_CRON,
     max_active_runs=1,
     tags=["bliss", "scores"],
     doc_md=__doc__,
-    **DAG_ARGS,
+    **nightly(),
 ):
     chain(*rescore_all_tasks())

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Asset, PartitionedAssetTimetable, timezone
+from airflow.sdk import Asset, CronTriggerTimetable, PartitionedAssetTimetable, timezone
 
 from bliss_ops import pipeline
 from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL
@@ -16,7 +16,6 @@ from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES, Stage
 
 CORPUS = Asset(name="bliss_corpus", uri="bliss://corpora", group="bliss")  # one partition per corpus, keyed by its name
 SCORES = Asset(name="bliss_scores", uri="bliss://scores", group="bliss")  # one event per loaded set of scores, keyed by its corpus
-RESCORE_CRON = os.environ.get("BLISS_RESCORE_CRON", "0 2 * * *")
 
 STORE_WRITERS = ("load", "report")
 MAPPED = ("extract", "pack", "score")  # over groups of shards; other sharded stages are light enough for one job
@@ -59,6 +58,13 @@ def next_round_task() -> NextRoundOperator:
 def on_each_corpus() -> PartitionedAssetTimetable:
     """One DAG run for each corpus whose ingestion has finished."""
     return PartitionedAssetTimetable(assets=CORPUS)
+
+
+def nightly() -> dict[str, Any]:
+    """The schedule `BLISS_RESCORE_CRON`, in UTC. Its first DAG run is at the next such time: with a start date it would be at once, and
+    tasks that start together with Airflow itself have been seen to lock its SQLite database for a minute."""
+    cron = os.environ.get("BLISS_RESCORE_CRON", "0 2 * * *")
+    return DAG_ARGS | {"start_date": None, "schedule": CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(0))}
 
 
 def rescore_tasks() -> list[Any]:

@@ -1,6 +1,7 @@
 """The few calls of Airflow's REST API that `bliss run --airflow` makes, with the standard library."""
 
 import json
+import logging
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -8,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TIMEOUT_SECONDS = 60
-UNAUTHORIZED, CONFLICT = 401, 409
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 90  # longer than Airflow itself waits for its database
+UNAUTHORIZED, NOT_FOUND, CONFLICT, FAILED = 401, 404, 409, 500
 FINISHED = frozenset({"success", "failed"})
 
 
@@ -59,6 +62,12 @@ class AirflowApi:
 
     def make_pool(self, name: str, slots: int, description: str) -> None:
         """Create a pool; one of that name is left as it is."""
+        try:
+            self._call("GET", f"/api/v2/pools/{_quote(name)}")
+            return
+        except AirflowError as error:
+            if error.status != NOT_FOUND:
+                raise
         try:
             self._call("POST", "/api/v2/pools", {"name": name, "slots": slots, "description": description, "include_deferred": True})
         except AirflowError as error:
@@ -114,10 +123,13 @@ class AirflowApi:
         try:
             return self._send(method, path, body)
         except AirflowError as error:
-            if error.status != UNAUTHORIZED:
+            if error.status == UNAUTHORIZED:  # the session has expired
+                self._token = str(self._send("POST", "/auth/token", self._login, token=False)["access_token"])
+            elif error.status == FAILED:  # on SQLite two writers can wait for each other until one gives up; nothing was written then
+                log.warning("%s; trying once more", error)
+            else:
                 raise
-        self._token = ""  # it has expired: log in again, once
-        return self._call(method, path, body)
+        return self._send(method, path, body)
 
     def _send(self, method: str, path: str, body: Any, *, token: bool = True) -> Any:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
