@@ -2,7 +2,7 @@
 
 Airflow does not authenticate what plugins serve, so every request passes `authorize` first: whoever may see Airflow's pages and read the
 DAG `bliss_round` may see the scores. Plugins are loaded in every process of Airflow, so the explorer itself (duckdb, pyarrow) is only
-imported by the first request that may come in.
+imported by the first request.
 """
 
 import asyncio
@@ -44,8 +44,10 @@ class LazyExplorer:
         if self._app is None:
             self._lock = self._lock or asyncio.Lock()
             async with self._lock:
-                self._app = self._app or await asyncio.to_thread(_make)
-        await self._app(scope, receive, send)
+                if self._app is None:
+                    self._app = await asyncio.to_thread(_make)
+        app = self._app
+        await app(scope, receive, send)
 
 
 def _make() -> "ASGIApp":

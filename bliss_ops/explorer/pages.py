@@ -1,9 +1,11 @@
 """What each page shows: facts of the snapshot, text of the lake, figures; a function a page, the words are in `templates/`."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from bliss_ops import queries
 from bliss_ops.corpus.texts import DocumentText, iter_documents, read_documents
 from bliss_ops.explorer import facts, figures
 from bliss_ops.explorer.snapshots import Row, Snapshots, rows
@@ -204,7 +206,8 @@ class Pages:
             tables: dict[str, list[Row]] = {}
             for column in rows(cursor, facts.COLUMNS):
                 tables.setdefault(column["table_name"], []).append(column)
-        return {"tables": tables}
+            questions = [question for name in queries.names() if (question := _question(cursor, name))]
+        return {"tables": tables, "questions": questions}
 
     def published_at(self) -> datetime:
         """When the snapshot was published."""
@@ -218,6 +221,20 @@ class Pages:
     def _texts(self, corpus: str, examples: list[Row]) -> dict[int, DocumentText]:
         ids = [each["document_id"] for each in examples if each["document_id"] is not None]
         return {text.document_id: text for text in iter_documents(self.lake.corpus(corpus), ids, most_characters=EXCERPT_CHARACTERS)}
+
+
+def _question(cursor: "DuckDBPyConnection", name: str) -> tuple[str, str] | None:
+    """(question, statement) of a named query, its defaults written in; None where the store has nothing it could be asked of."""
+    query = queries.load(name)
+    try:
+        values = query.bind(cursor, {})
+    except ValueError:  # a parameter that must be given, or a second score run where there is one only
+        return None
+    return query.question, re.sub(r"\$([a-z_]+)", lambda match: _literal(values[match[1]]), query.sql)
+
+
+def _literal(value: str | int | float) -> str:
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
 
 
 def _run(cursor: "DuckDBPyConnection", score_run_id: str) -> Row:
