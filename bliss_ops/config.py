@@ -210,7 +210,12 @@ class DsirConfig(Settings):
 class ScoringConfig(Settings):
     """Scoring of every candidate sequence."""
 
-    batch_sequences: int = Field(default=256, ge=1, le=65_536, description="Sequences per forward pass.")
+    batch_sequences: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="Sequences per forward pass; empty takes what is fastest on the device, found as it begins.",
+    )
     num_groups: int = neutral(default=1, ge=1, le=64, description="Groups of shards the scheduler maps over.")
 
 

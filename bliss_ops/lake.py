@@ -11,8 +11,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +175,19 @@ def shard_file(directory: UPath, shard: int) -> UPath:
     return directory / f"shard-{shard:05d}.parquet"
 
 
+_check_before_files_appear: ContextVar[Callable[[], None] | None] = ContextVar("check_before_files_appear", default=None)
+
+
+@contextmanager
+def checked_by(check: Callable[[], None]) -> Iterator[None]:
+    """Inside, `check()` is called right before a file of this thread appears; what it raises keeps the file from appearing."""
+    token = _check_before_files_appear.set(check)
+    try:
+        yield
+    finally:
+        _check_before_files_appear.reset(token)
+
+
 @contextmanager
 def atomic_file(path: UPath) -> Iterator[Path]:
     """Yield a local file to write; on success it becomes `path` in one step, on an exception nothing appears.
@@ -204,6 +218,7 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
             temporary.chmod(0o644)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
+            _check()
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
@@ -211,7 +226,13 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="bliss-") as scratch:
             temporary = Path(scratch) / path.name
             yield temporary
+            _check()
             path.fs.put_file(str(temporary), path.path)
+
+
+def _check() -> None:
+    if check := _check_before_files_appear.get():
+        check()
 
 
 def sweep_temporary_files(directory: UPath, *, older_than_seconds: float = 3600.0) -> None:

@@ -3,7 +3,10 @@
 An artifact is a directory with a `manifest.json`: which stage made it, from which settings and inputs, what came out. Opening a
 stage's artifact has four outcomes: *done* (same fingerprint, files in place: no work), *new*, *resumed* (begun with the same
 fingerprint, killed before its manifest), or `ArtifactMismatchError` (begun or done with other settings or inputs). `begun.json` marks a
-begun artifact so that a resume cannot mix two settings. Shards have a finer record each, so a killed stage loses one shard at most.
+begun artifact so that a resume cannot mix two settings. Shards have a finer record each, so a killed stage loses the shards in work.
+
+A worker may outlive what it works for: the artifact is deleted and begun anew, or another driver has finished the shard. So right
+before a shard's file appears, its worker looks whether the artifact is still the one it was started for and the shard still to do.
 """
 
 import hashlib
@@ -14,7 +17,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from upath import UPath
 
-from bliss_ops.lake import Lake, sha256_of, sweep_temporary_files, write_json
+from bliss_ops.lake import Lake, checked_by, sha256_of, sweep_temporary_files, write_json
 from bliss_ops.sharding import Output, ShardMapper, ShardRecord, map_locally
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,10 @@ Metrics = dict[str, Any]
 
 class ArtifactMismatchError(ValueError):
     """The artifact exists, made from other settings or inputs."""
+
+
+class ReplacedError(ValueError):
+    """The artifact is no longer the one that this work was begun for."""
 
 
 class Manifest(BaseModel):
@@ -116,7 +123,13 @@ class Artifact:
             write_json(path, {"fingerprint": self.fingerprint, "identity": self.identity, "inputs": self.inputs, "begun_at": _now()})
 
     def commit(self, files: Sequence[str | Output], metrics: Metrics | None = None, shards: Sequence[int] = ()) -> Manifest:
-        """Write the manifest. `files` are paths below the directory; ready-made `Output` records are taken as they are."""
+        """Write the manifest. `files` are paths below the directory; ready-made `Output` records are taken as they are.
+
+        Raises:
+            ReplacedError: the artifact was deleted or begun with other settings meanwhile.
+        """
+        if not self.replaceable:
+            check_begun(self.directory, self.fingerprint)
         begun_at = json.loads((self.directory / "begun.json").read_text())["begun_at"]
         outputs = [file if isinstance(file, Output) else describe(self.directory, file) for file in files]
         manifest = Manifest(
@@ -155,6 +168,7 @@ class Artifact:
         only: Sequence[int] | None = None,
         mapper: ShardMapper = map_locally,
         check: Callable[[list[ShardRecord]], Metrics] = lambda records: sum_metrics(records),
+        in_flight: int = 1,
     ) -> Manifest | None:
         """Make the missing ones of `shards` (of `only`, when a scheduler maps over groups); whoever makes the last one writes the manifest.
 
@@ -164,35 +178,30 @@ class Artifact:
             only: the shards this call is responsible for; None for all.
             mapper: runs workers over shards, in this process or on a Ray cluster.
             check: turns all records into the manifest's metrics; raises ValueError when the whole is not usable.
+            in_flight: shards that a worker takes at the same time.
 
         Returns:
             The manifest, or None when shards of other groups are still missing.
+
+        Raises:
+            ReplacedError: the artifact was deleted or begun with other settings meanwhile.
         """
         if manifest := self.finished():
             return manifest
         self.begin()
         mine = sorted(set(shards) if only is None else set(shards) & set(only))
-        missing = [shard for shard in mine if self.shard_record(shard) is None]
+        missing = [shard for shard in mine if find_shard(self.directory, shard) is None]
         if len(missing) < len(mine):
             log.info("%s: %d of %d shards are done already", self.stage, len(mine) - len(missing), len(mine))
-        for record in mapper(make_worker, missing, description=f"{self.stage} {self.address}"):
-            write_json(self._record_path(record.shard), record.model_dump())
-        records = [self.shard_record(shard) for shard in shards]
+        make_fenced = partial(_make_fenced, make_worker, self.directory, self.fingerprint)
+        for record in mapper(make_fenced, missing, description=f"{self.stage} {self.address}", in_flight=in_flight):
+            check_begun(self.directory, self.fingerprint)
+            write_json(_record_path(self.directory, record.shard), record.model_dump())
+        records = [find_shard(self.directory, shard) for shard in shards]
         if any(record is None for record in records):
             return None
         complete = [record for record in records if record is not None]
         return self.commit([output for record in complete for output in record.outputs], check(complete), shards=shards)
-
-    def shard_record(self, shard: int) -> ShardRecord | None:
-        """The record of a finished shard whose files are in place, else None."""
-        path = self._record_path(shard)
-        if not path.exists():
-            return None
-        record = ShardRecord.model_validate_json(path.read_bytes())
-        return record if all(_in_place(self.directory, output) for output in record.outputs) else None
-
-    def _record_path(self, shard: int) -> UPath:
-        return self.directory / "_shards" / f"shard-{shard:05d}.json"
 
     def _check_same(self, fingerprint: str, identity: dict[str, Any], inputs: dict[str, str]) -> None:
         if fingerprint == self.fingerprint:
@@ -203,6 +212,63 @@ class Artifact:
             f"{self.stage}: {self.directory} was made with other settings or inputs:\n{listing}\n"
             f"Either put the settings back, or keep what is there and use another name; to make it again, delete {self.directory}."
         )
+
+
+class _MadeMeanwhile(Exception):  # noqa: N818 - a signal between two functions of this file
+    pass
+
+
+def _make_fenced(
+    make_worker: Callable[[], Callable[[int], ShardRecord]], directory: UPath, fingerprint: str
+) -> Callable[[int], ShardRecord]:
+    worker = make_worker()
+
+    def work(shard: int) -> ShardRecord:
+        def check() -> None:
+            check_begun(directory, fingerprint)
+            if find_shard(directory, shard) is not None:
+                raise _MadeMeanwhile
+
+        try:
+            with checked_by(check):
+                return worker(shard)
+        except _MadeMeanwhile:
+            record = find_shard(directory, shard)
+            assert record is not None
+            log.info("shard %d of %s was made by another worker meanwhile: this one's is thrown away", shard, directory)
+            return record
+
+    return work
+
+
+def check_begun(directory: UPath, fingerprint: str) -> None:
+    """Return when the artifact of `directory` is still the one that was begun with `fingerprint`.
+
+    Raises:
+        ReplacedError: it was deleted, or begun with other settings or inputs.
+    """
+    try:
+        begun = json.loads((directory / "begun.json").read_bytes())["fingerprint"]
+    except FileNotFoundError:
+        raise ReplacedError(f"{directory} was deleted while it was worked on: what was made since is thrown away") from None
+    if begun != fingerprint:
+        raise ReplacedError(
+            f"{directory} was begun again with other settings or inputs (fingerprint {begun[:12]}, this work belongs to "
+            f"{fingerprint[:12]}): what was made for the former ones is thrown away, nothing is to be done"
+        )
+
+
+def find_shard(directory: UPath, shard: int) -> ShardRecord | None:
+    """The record of a finished shard whose files are in place, else None."""
+    try:
+        record = ShardRecord.model_validate_json(_record_path(directory, shard).read_bytes())
+    except FileNotFoundError:
+        return None
+    return record if all(_in_place(directory, output) for output in record.outputs) else None
+
+
+def _record_path(directory: UPath, shard: int) -> UPath:
+    return directory / "_shards" / f"shard-{shard:05d}.json"
 
 
 def find_manifest(directory: UPath) -> Manifest | None:

@@ -138,7 +138,7 @@ def score(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | No
     settings = identity(run.config.scoring)
     artifact = Artifact(run.lake, here / "scores", stage="score", identity=settings, inputs=[selector])
     make_worker = partial(scoring.make_worker, run.config, run.corpus.sequences, here / "selector", here / "scores")
-    return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=scoring.check)
+    return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=scoring.check, in_flight=scoring.IN_FLIGHT)
 
 
 def fidelity(run: Run, round_number: int) -> Manifest:
@@ -234,7 +234,7 @@ def rescore(run: Run, round_number: int, corpus: Corpus, work: Work = EVERYTHING
     artifact = rescoring.artifact(model, corpus, sequences)
     selector = run.round(round_number) / "selector"
     make_worker = partial(scoring.make_worker, run.config, corpus.sequences, selector, artifact.directory)
-    return _shards(artifact, make_worker, sequences.shards, work, check=scoring.check)
+    return _shards(artifact, make_worker, sequences.shards, work, check=scoring.check, in_flight=scoring.IN_FLIGHT)
 
 
 def load_scores(corpus: Corpus, name: str) -> Manifest:

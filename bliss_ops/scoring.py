@@ -1,10 +1,18 @@
 """Scores of every candidate sequence: one worker loads the scorer once and turns sequence shards into score shards.
 
-A score never depends on which worker computed it: batches are cut inside a shard and every worker uses one CPU thread.
+Two shards are in flight: a thread of each reads ahead, their turns at the model follow each other without a gap, and what is computed
+is written while the next shard computes. A score never depends on which worker computed it: batches are cut inside a shard, and
+every worker computes with one CPU thread.
 """
 
 import logging
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,38 +22,90 @@ from bliss_ops import schemas, selectors
 from bliss_ops.config import RunConfig
 from bliss_ops.lake import shard_file, write_parquet
 from bliss_ops.manifest import Metrics, describe, sum_metrics
-from bliss_ops.sharding import ShardRecord
+from bliss_ops.models.scorer import ModelScorer
+from bliss_ops.sharding import ShardRecord, report_part
+
+if TYPE_CHECKING:
+    from bliss_ops.selectors import Scorer
 
 log = logging.getLogger(__name__)
 
+IN_FLIGHT = 2  # shards a worker has at a time
 NEAR_CONSTANT = 1e-6  # a standard deviation below this share of the mean's size says nothing about any sequence
+_BATCHES_AHEAD = 4
+_BATCH_SEQUENCES = 256  # of scorers that are no models
+
+T = TypeVar("T")
 
 
 def make_worker(config: RunConfig, sequences: UPath, selector: UPath, directory: UPath) -> Callable[[int], ShardRecord]:
-    """Load the selector's scorer; the returned function scores one shard.
+    """Load the selector's scorer; the returned function scores one shard, and may be called for IN_FLIGHT shards at once.
 
     Raises (the worker):
         ValueError: a score is not a finite number; nothing is written.
     """
-    from bliss_ops.corpus.reading import iter_shard
+    from bliss_ops.corpus.reading import iter_shard, num_sequences
 
     score = selectors.load(config.method).load_scorer(selector)
+    batch_sequences = _prepare(score, config)
+    turn = Lock()  # at the model
 
     def score_shard(shard: int) -> ShardRecord:
-        ids, scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        for sequence_ids_B, input_ids_BT in iter_shard(shard_file(sequences, shard), config.scoring.batch_sequences):
-            ids.append(sequence_ids_B)
-            scores.append(score(sequence_ids_B, input_ids_BT))
-        sequence_ids_N, score_N = np.concatenate(ids), np.concatenate(scores) + np.float32(0)  # -0.0 becomes 0.0
+        path = shard_file(sequences, shard)
+        total = num_sequences(path)
+        ids, waiting = [np.empty(0, np.int64)], []
+        num_scored = num_tokens = 0
+        with read_ahead(iter_shard(path, batch_sequences)) as batches, turn:
+            begun = time.time()
+            for sequence_ids_B, input_ids_BT in batches:
+                ids.append(sequence_ids_B)
+                waiting.append(_queue(score, sequence_ids_B, input_ids_BT))
+                num_scored += len(sequence_ids_B)
+                num_tokens += input_ids_BT.size
+                report_part(num_scored / total, num_tokens)
+        sequence_ids_N = np.concatenate(ids)
+        score_N = np.concatenate([np.empty(0, np.float32), *(scores() for scores in waiting)]) + np.float32(0)  # -0.0 becomes 0.0
+        ended = time.time()
         if not np.isfinite(score_N).all():
             bad = sequence_ids_N[~np.isfinite(score_N)]
             raise ValueError(
                 f"score of shard {shard}: {len(bad)} scores are not finite, the first is of sequence {bad[0]}: "
                 "fit the selector again with a lower learning rate"
             )
-        return write_shard(directory, shard, sequence_ids_N, score_N)
+        record = write_shard(directory, shard, sequence_ids_N, score_N)
+        record.metrics |= {"num_tokens": num_tokens, "begun": begun, "ended": ended}
+        return record
 
     return score_shard
+
+
+def _prepare(score: "Scorer", config: RunConfig) -> int:
+    """Sequences per call of the scorer."""
+    if isinstance(score, ModelScorer):
+        return score.prepare(config.scoring.batch_sequences, config.ingest.sequence_length, config.compute)
+    return config.scoring.batch_sequences or _BATCH_SEQUENCES
+
+
+def _queue(score: "Scorer", sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> Callable[[], np.ndarray]:
+    """Begin to score; the returned function waits for the scores."""
+    if isinstance(score, ModelScorer):
+        return score.queue(input_ids_BT)
+    score_B = score(sequence_ids_B, input_ids_BT)
+    return lambda: score_B
+
+
+@contextmanager
+def read_ahead(items: Iterator[T], depth: int = _BATCHES_AHEAD) -> Iterator[Iterator[T]]:
+    """The same items; a thread of its own begins at once to fetch them, at most `depth` ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        fetched = deque(thread.submit(next, items, None) for _ in range(depth))
+
+        def in_order() -> Iterator[T]:
+            while (item := fetched.popleft().result()) is not None:
+                fetched.append(thread.submit(next, items, None))
+                yield item
+
+        yield in_order()
 
 
 def write_shard(directory: UPath, shard: int, sequence_ids_N: np.ndarray, score_N: np.ndarray) -> ShardRecord:
@@ -61,11 +121,12 @@ def write_shard(directory: UPath, shard: int, sequence_ids_N: np.ndarray, score_
 
 
 def check(records: list[ShardRecord]) -> Metrics:
-    """Count, mean and spread over all shards; warns when the scores are nearly constant.
+    """Count, mean and spread over all shards, and tokens/s of all workers together; warns when the scores are nearly constant.
 
     Raises:
         ValueError: there is no candidate sequence at all.
     """
+    times = [(record.metrics["begun"], record.metrics["ended"]) for record in records if "ended" in record.metrics]
     totals = sum_metrics(records)
     count = totals["num_sequences"]
     if count == 0:
@@ -74,4 +135,16 @@ def check(records: list[ShardRecord]) -> Metrics:
     spread = max(0.0, totals.pop("sum_of_squares") / count - mean**2) ** 0.5
     if spread <= NEAR_CONSTANT * max(1.0, abs(mean)):
         log.warning("the scores are nearly constant (mean %.4g, standard deviation %.2g): a selection from them is arbitrary", mean, spread)
+    if times:
+        del totals["begun"], totals["ended"]
+        totals["tokens_per_second"] = totals["num_tokens"] / max(seconds_covered(times), 1e-9)
     return totals | {"mean": mean, "standard_deviation": spread}
+
+
+def seconds_covered(times: list[tuple[float, float]]) -> float:
+    """Seconds in which at least one of the intervals runs: what several workers, or a run that was stopped for a night, took."""
+    covered, until = 0.0, float("-inf")
+    for begun, ended in sorted(times):
+        covered += max(0.0, ended - max(begun, until))
+        until = max(until, ended)
+    return covered

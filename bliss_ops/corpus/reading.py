@@ -98,6 +98,11 @@ def iter_shard(path: UPath, batch_sequences: int) -> Iterator[tuple[Int64s, Int6
             yield ids, tokens.astype(np.int64)
 
 
+def num_sequences(path: UPath) -> int:
+    """Rows of one file of sequences."""
+    return sum(_row_counts(path))
+
+
 def columns(table: pa.Table) -> tuple[Int64s, Integers]:
     """(sequence_id, input_ids) of a table of sequences as numpy arrays; tokens keep their narrow type."""
     width = table.schema.field("input_ids").type.list_size

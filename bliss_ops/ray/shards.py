@@ -1,17 +1,18 @@
 """Shards over a pool of Ray actors: each actor makes its worker once (loads the model once), then works shard after shard.
 
-The driver hands an actor its next shard only when the last one is committed, so a dead actor costs one shard. A lost shard is
-tried again on a fresh actor, three times in all; each attempt is logged. What a worker raises ends the whole map: a ValueError
+The driver hands an actor its next shard only when one is committed, so a dead actor costs the shards it had in work. They are tried
+again on fresh actors, one at a time, three times in all; each attempt is logged. What a worker raises ends the whole map: a ValueError
 comes out as that ValueError, so the command line shows the worker's own message.
 """
 
 import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from bliss_ops.sharding import Progress, Worker
+from bliss_ops.sharding import SECONDS_BETWEEN_LINES, Part, Progress, Worker, reporting_to
 
 if TYPE_CHECKING:
     from bliss_ops.sharding import ShardRecord
@@ -21,13 +22,16 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 
 
-def map_on_ray(make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str) -> "Iterator[ShardRecord]":
+def map_on_ray(
+    make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str, in_flight: int = 1
+) -> "Iterator[ShardRecord]":
     """The `ShardMapper` of a cluster: runs `make_worker()` in every actor and yields records in the order they are finished.
 
     Args:
         make_worker: picklable, such as a partial of a module's function with plain arguments.
         shards: the shards to make; none means that Ray is not even connected to.
         description: what the progress lines begin with.
+        in_flight: shards that an actor has at a time.
 
     Raises:
         ValueError, OSError: raised by a worker, with its own message.
@@ -41,63 +45,75 @@ def map_on_ray(make_worker: Callable[[], Worker], shards: Sequence[int], *, desc
     if connected_here:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level=logging.WARNING)
     try:
-        yield from _map(make_worker, shards, description)
+        yield from _map(make_worker, shards, description, in_flight)
     finally:
         if connected_here:
             ray.shutdown()
 
 
-def _map(make_worker: Callable[[], Worker], shards: Sequence[int], description: str) -> "Iterator[ShardRecord]":
+def _map(make_worker: Callable[[], Worker], shards: Sequence[int], description: str, in_flight: int) -> "Iterator[ShardRecord]":
     import ray
 
     per_actor, num_actors = _pool(len(shards))
+    per_actor |= {"max_concurrency": in_flight + 1}  # a thread for each shard, and one that says how far they are
     actor_class = ray.remote(**per_actor)(_ShardActor)
-    start = actor_class.remote
     waiting = deque(shards)
-    attempts = dict.fromkeys(shards, 0)
+    attempts = Counter[int]()
     working: dict[Any, tuple[Any, int]] = {}  # result reference -> its actor and shard
 
-    def give_next(actor: Any) -> None:
-        if waiting:
+    def in_work(actor: Any) -> list[int]:
+        return [shard for other, shard in working.values() if other == actor]
+
+    def fill(actor: Any, most: int = in_flight) -> None:
+        """Up to `most` shards in work. One whose actor has died is worked on alone, so that nobody else is blamed for its next death."""
+        while waiting and len(has := in_work(actor)) < most and not (has and (attempts[has[0]] > 1 or attempts[waiting[0]])):
             shard = waiting.popleft()
             attempts[shard] += 1
             working[actor.work.remote(shard)] = (actor, shard)
-        else:
+        if not in_work(actor):
             ray.kill(actor)
 
     progress = Progress(description, len(shards))
     log.info("%s: %d shards on %d actors", description, len(shards), num_actors)
     try:
-        for _ in range(num_actors):
-            give_next(start(make_worker))
+        actors = [actor_class.remote(make_worker) for _ in range(num_actors)]
+        for most in range(1, in_flight + 1):  # every actor has its first shard before one has its second
+            for actor in actors:
+                fill(actor, most)
         while working:
-            (done,), _ = ray.wait(list(working), num_returns=1)
-            actor, shard = working.pop(done)
+            done, _ = ray.wait(list(working), num_returns=1, timeout=SECONDS_BETWEEN_LINES)
+            if not done:
+                progress.partly(_parts({actor for actor, _ in working.values()}))
+                continue
+            actor, shard = working.pop(done[0])
             try:
-                record = ray.get(done)
+                record = ray.get(done[0])
             except ray.exceptions.RayTaskError as error:
                 raise _as_raised(error) from None
             except ray.exceptions.RayActorError as error:
-                log.warning(
-                    "%s: the actor of shard %d died (attempt %d of %d): %s",
-                    description,
-                    shard,
-                    attempts[shard],
-                    MAX_ATTEMPTS,
-                    _first_line(error),
-                )
-                if attempts[shard] >= MAX_ATTEMPTS:
-                    raise RuntimeError(
-                        f"{description}: shard {shard} ended {MAX_ATTEMPTS} actors; is the memory enough? {_first_line(error)}"
-                    ) from error
-                waiting.appendleft(shard)
-                give_next(start(make_worker))
+                lost = [shard, *in_work(actor)]
+                working = {reference: (other, number) for reference, (other, number) in working.items() if other != actor}
+                for number in lost:
+                    log.warning(
+                        "%s: the actor of shard %d died (attempt %d of %d): %s",
+                        description,
+                        number,
+                        attempts[number],
+                        MAX_ATTEMPTS,
+                        _first_line(error),
+                    )
+                    if attempts[number] >= MAX_ATTEMPTS:
+                        raise RuntimeError(
+                            f"{description}: shard {number} ended {MAX_ATTEMPTS} actors; is the memory enough? {_first_line(error)}"
+                        ) from error
+                waiting.extendleft(lost)
+                fill(actor_class.remote(make_worker))
                 continue
-            progress.advance()
-            give_next(actor)
+            progress.finish(record)
+            fill(actor)
             yield record
     finally:
-        for actor, _ in working.values():
+        for actor in {actor for actor, _ in working.values()}:
             ray.kill(actor)
 
 
@@ -108,11 +124,37 @@ class _ShardActor:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         self._make_worker = make_worker
         self._worker: Worker | None = None
+        self._lock = Lock()
+        self._parts: dict[int, Part] = {}
 
     def work(self, shard: int) -> "ShardRecord":
-        if self._worker is None:  # here and not in __init__, so that an error keeps its own type
-            self._worker = self._make_worker()
-        return self._worker(shard)
+        with self._lock:
+            if self._worker is None:  # here and not in __init__, so that an error keeps its own type
+                self._worker = self._make_worker()
+        try:
+            with reporting_to(lambda share, num_tokens: self._parts.update({shard: (share, num_tokens)})):
+                return self._worker(shard)
+        finally:
+            self._parts.pop(shard, None)
+
+    def parts(self) -> dict[int, Part]:
+        """How far the shards in work are."""
+        return dict(self._parts)
+
+
+def _parts(actors: set[Any]) -> dict[int, Part]:
+    """What all actors say; those that are too busy to answer, or dead, say nothing."""
+    import ray
+
+    answers = [actor.parts.remote() for actor in actors]
+    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=1.0)
+    parts: dict[int, Part] = {}
+    for answer in ready:
+        try:
+            parts |= ray.get(answer)
+        except ray.exceptions.RayActorError:
+            continue  # its shards' own references say so, and are dealt with there
+    return parts
 
 
 def _pool(num_shards: int) -> tuple[dict[str, Any], int]:

@@ -84,27 +84,18 @@ def train(inputs: "SelectorInputs", directory: UPath) -> None:
 
 def load_scorer(directory: UPath) -> "Scorer":
     """Logits of the trained score model, in float32 on a CPU (one thread) and bfloat16 matrix products on a GPU."""
-    import numpy as np
-    import torch
-
     from bliss_ops.config import ComputeConfig
     from bliss_ops.models import language
     from bliss_ops.models.score import ScoreModel
-    from bliss_ops.training.device import autocast, choose_device
+    from bliss_ops.models.scorer import ModelScorer
+    from bliss_ops.training.device import choose_device
 
     settings = json.loads((directory / SETTINGS).read_text())
     device = choose_device(ComputeConfig(device=settings["device"]), num_threads=1)
     backbone = language.build(settings["shape"], vocab_size=settings["vocab_size"], sequence_length=settings["sequence_length"], seed=0)
     model = ScoreModel(backbone, settings["head"], pooling=settings["pooling"], num_heads=settings["num_pooling_heads"])
     language.load_weights(model, directory / MODEL)
-    model.to(device).eval()
-
-    def score(_sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
-        with torch.inference_mode(), autocast(device):
-            values: np.ndarray = model(torch.from_numpy(input_ids_BT).to(device)).float().cpu().numpy()
-        return values
-
-    return score
+    return ModelScorer(model, device)
 
 
 def _new_state(inputs: "SelectorInputs") -> "BilevelState":

@@ -12,6 +12,8 @@ from upath import UPath
 from bliss_ops.lake import write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from bliss_ops.selectors import Scorer, SelectorInputs
 
 SECTIONS = ("proxy", "compute")
@@ -40,25 +42,19 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
 
 def load_scorer(directory: UPath) -> "Scorer":
     """Minus the mean token loss, in float32 on a CPU (one thread) and bfloat16 matrix products on a GPU."""
-    import numpy as np
-    import torch
-
     from bliss_ops.config import ComputeConfig
     from bliss_ops.models import language
+    from bliss_ops.models.scorer import ModelScorer
     from bliss_ops.models.token_loss import loss_sums
-    from bliss_ops.training.device import autocast, choose_device
+    from bliss_ops.training.device import choose_device
 
     settings = json.loads((directory / SETTINGS).read_text())
     device = choose_device(ComputeConfig(device=settings["device"]), num_threads=1)
     model = language.build(settings["shape"], vocab_size=settings["vocab_size"], sequence_length=settings["sequence_length"], seed=0)
     language.load_weights(model, directory / MODEL)
-    model.to(device).eval()
 
-    def score(_sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
-        ids_BT = torch.from_numpy(input_ids_BT).to(device)
-        with torch.inference_mode(), autocast(device):
-            loss_B, num_tokens_B = loss_sums(model, ids_BT, ids_BT)
-        values: np.ndarray = (-loss_B / num_tokens_B).float().cpu().numpy()
-        return values
+    def minus_loss(input_ids_BT: "torch.Tensor") -> "torch.Tensor":
+        loss_B, num_tokens_B = loss_sums(model, input_ids_BT, input_ids_BT)
+        return -loss_B / num_tokens_B
 
-    return score
+    return ModelScorer(model, device, minus_loss)
