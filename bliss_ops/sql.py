@@ -64,8 +64,7 @@ def ask(lake: Lake, name: str, **parameters: str | float) -> "pa.Table":
     query = queries.load(name)
     with open_snapshot(lake) as con, _errors_of_the_statement():
         values = query.bind(con, {key: str(value) for key, value in parameters.items()})
-        table = con.execute(query.sql, values).to_arrow_table()
-        return cast("pa.Table", table)
+        return cast("pa.Table", con.sql(query.sql, params=values).to_arrow_table())
 
 
 def _check_format(format: Format) -> None:  # noqa: A002 - the option's name

@@ -132,12 +132,12 @@ def _score_run(con: "DuckDBPyConnection", parameter: Parameter, text: str, earli
     if text == "previous":
         newer = next((value for value in earlier.values() if value in ids), None)
         assert newer is not None, "`previous` comes after the score run it is relative to"
-        found = con.execute(PREVIOUS, {"newer": newer}).fetchone()
-        if found is None:
+        found = con.execute(PREVIOUS, {"newer": newer}).fetchall()
+        if not found:
             raise ValueError(f"there is no other score run of the sequences of {newer!r}: name one with --param {parameter.name}=...")
-        return str(found[0])
+        return str(found[0][0])
     if text == "newest" and ids:
-        return str((con.execute(NEWEST).fetchone() or ("",))[0])
+        return str(con.execute(NEWEST).fetchall()[0][0])
     if text not in ids:
         raise ValueError(f"--param {parameter.name}={text}: the store has no such score run; it has {_some(ids)}")
     return text
