@@ -73,7 +73,7 @@ def _import(corpus: Corpus, name: str, file: str, id_name: Id, id_column: str, s
     with TemporaryDirectory(prefix="bliss-import-") as scratch:
         staged = _stage(files, Path(scratch), id_column, score_column)
         known = _Known(corpus, id_name, frozenset(sequences.shards))
-        shards = [shard for shard in staged.shards if len(known.scores(shard, *staged.read(shard))[0])]
+        shards = [shard for shard in sorted(staged.shards) if len(known.scores(shard, *staged.read(shard))[0])]
         if not shards:
             raise ValueError(f"{file} scores no sequence of corpus {corpus.name!r}")
 
@@ -136,7 +136,7 @@ class _Staged:
     """Rows of the file, dealt out to one scratch file per corpus shard."""
 
     directory: Path
-    shards: list[int] = field(default_factory=list)
+    shards: set[int] = field(default_factory=set)
 
     def append(self, ids_B: Int64s, score_B: np.ndarray) -> None:
         rows_B = np.empty(len(ids_B), ROW)
@@ -145,8 +145,7 @@ class _Staged:
         for shard in np.unique(shard_B).tolist():
             with (self.directory / f"{shard}.rows").open("ab") as file:
                 file.write(rows_B[shard_B == shard].tobytes())
-            if shard not in self.shards:
-                self.shards.append(shard)
+            self.shards.add(shard)
 
     def read(self, shard: int) -> tuple[Int64s, np.ndarray]:
         """Ids, sorted, and their scores."""
@@ -161,7 +160,6 @@ def _stage(files: list[Address], scratch: Path, id_column: str, score_column: st
         with readable(address.uri, address.scheme), address.open() as stream:
             for ids_B, score_B in _batches(address.uri, stream, id_column, score_column):
                 staged.append(ids_B, score_B)
-    staged.shards.sort()
     return staged
 
 

@@ -1,5 +1,6 @@
 """Token files byte by byte: readers written here from the formats' descriptions, and the examples of the card as printed."""
 
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -66,9 +67,7 @@ def read_megatron(prefix: Path) -> list[list[int]]:
     assert documents[-1] == num_sequences
     assert len(data) == int(lengths.sum()) * kind.itemsize
     sequences = [np.frombuffer(data, kind, length, pointer).tolist() for length, pointer in zip(lengths, pointers, strict=True)]
-    return [
-        [token for sequence in sequences[first:end] for token in sequence] for first, end in zip(documents[:-1], documents[1:], strict=True)
-    ]
+    return [[token for sequence in sequences[first:end] for token in sequence] for first, end in itertools.pairwise(documents)]
 
 
 def end_of_text(run: Run) -> int:
