@@ -4,6 +4,7 @@ A middleware and not a dependency of the routes, because it has to cover what ha
 answer to somebody who may not come in says nothing about what is there.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 
 from fastapi import HTTPException
@@ -25,6 +26,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "cache-control": "no-store",
 }
+_PORT = re.compile(r":\d{1,5}$")
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -71,5 +73,4 @@ def is_own_page(request: Request) -> bool:
 
 
 def _host(request: Request) -> str:
-    host = request.headers.get("host", "")
-    return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
+    return _PORT.sub("", request.headers.get("host", ""))

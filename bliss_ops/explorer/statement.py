@@ -24,13 +24,14 @@ def main() -> None:
     _limit(request)
     directory = Path(request["directory"])
     try:
-        answer = _answer(request, directory)
+        fields = answer(request, directory)
     except MemoryError:
-        answer = {"error": f"The statement needs more than its {request['memory']} of memory."}
-    (directory / "answer.json").write_text(json.dumps(answer, allow_nan=False), encoding="utf-8")
+        fields = {"error": f"The statement needs more than its {request['memory']} of memory."}
+    (directory / "answer.json").write_text(json.dumps(fields, allow_nan=False), encoding="utf-8")
 
 
-def _answer(request: dict[str, Any], directory: Path) -> dict[str, Any]:
+def answer(request: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The rows of a statement, or its error, as `answer.json` has them."""
     import duckdb
 
     from bliss_ops.sql import check_reads, connect_read_only
@@ -76,7 +77,8 @@ def _write_csv(relation: Any, names: list[str], path: Path, most: int) -> bool:
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(names)
-        while found := relation.fetchmany(1000):
+        for batch in relation.to_arrow_reader(1000):
+            found = list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
             lines.writerows(found[: most - num_rows])
             num_rows += len(found)
             if num_rows > most or file.tell() > MOST_CSV_BYTES:
