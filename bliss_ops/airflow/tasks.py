@@ -9,6 +9,7 @@ from airflow.sdk import Asset, CronTriggerTimetable, PartitionedAssetTimetable, 
 
 from bliss_ops import pipeline
 from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL
+from bliss_ops.airflow.landing import LandOperator, ProblemsOperator
 from bliss_ops.airflow.operator import BlissStageOperator, ConfigureOperator
 from bliss_ops.airflow.rescoring import FindCorporaOperator, GroupsOperator, LoadScoresOperator, PlanOperator
 from bliss_ops.airflow.rounds import NextRoundOperator
@@ -100,6 +101,19 @@ def rescore_all_tasks() -> list[Any]:
         map_index_template="{{ task.conf['corpus'] }}",
     ).expand_kwargs(find.output)
     return [find, trigger]
+
+
+def landing_tasks() -> list[Any]:
+    """Take in new files, trigger `bliss_ingest` for each new corpus, then say what could not be taken in."""
+    look = LandOperator(task_id="look")
+    ingest = TriggerDagRunOperator.partial(
+        task_id="ingest",
+        trigger_dag_id="bliss_ingest",
+        logical_date=None,
+        skip_when_already_exists=True,
+        map_index_template="{{ task.conf['ingest.corpus'] }}",
+    ).expand_kwargs(look.output)
+    return [look, ingest, ProblemsOperator(task_id="problems", trigger_rule="none_failed")]
 
 
 def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> Any:

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from bliss_ops import pipeline
-from bliss_ops.cli.arguments import add_command, add_group, round_number, who_works
+from bliss_ops.cli.arguments import add_command, add_group, add_settings, overrides, round_number, who_works
 from bliss_ops.lake import Lake
 from bliss_ops.rescoring import Pair
+
+SETTLE_SECONDS = 5.0
 
 
 def add_commands(commands: Any) -> None:
@@ -32,6 +34,14 @@ def add_commands(commands: Any) -> None:
     load = add_command(commands, "load-scores", load_scores, "Load re-scored or imported scores into the score store.")
     load.add_argument("corpus")
     load.add_argument("name", help="the directory below scores/CORPUS")
+
+    land = add_command(commands, "land", land_files, "Take in what was dropped into a folder or bucket prefix: new files are new corpora.")
+    land.add_argument("prefix", help="a folder or s3://bucket/prefix with one folder per corpus")
+    land.add_argument("--recipe", help="how new corpora are ingested (default: that of PREFIX/landing.toml, else demo)")
+    land.add_argument("--settle-seconds", type=float, default=SETTLE_SECONDS, help="between the two looks (default: %(default)s)")
+    land.add_argument("--list-only", action="store_true", help="fix what the new corpora are made of, and ingest nothing")
+    land.add_argument("--format", choices=("text", "json"), default="text")
+    add_settings(land)
 
 
 def rescore_corpus(arguments: argparse.Namespace) -> int:
@@ -60,6 +70,29 @@ def list_pending(arguments: argparse.Namespace) -> int:
 def load_scores(arguments: argparse.Namespace) -> int:
     """`bliss load-scores`."""
     pipeline.load_scores(Lake.open(arguments.lake).corpus(arguments.corpus), arguments.name)
+    return 0
+
+
+def land_files(arguments: argparse.Namespace) -> int:
+    """`bliss land`."""
+    from bliss_ops import landing
+
+    lake = Lake.open(arguments.lake)
+    found = landing.land(
+        lake, arguments.prefix, recipe=arguments.recipe, settings=overrides(arguments), settle_seconds=arguments.settle_seconds
+    )
+    for part in [] if arguments.list_only else found.parts:
+        try:
+            landing.ingest(lake, part, who_works())
+        except (ValueError, OSError) as error:  # one folder's trouble is not the others'
+            found.problems.append(f"corpus {part.corpus}: {error}")
+    if arguments.format == "json":
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+        return 0
+    for part in found.parts:
+        sys.stdout.write(f"{part.corpus}: {part.num_files} files, {part.list_file}\n")
+    if found.problems:
+        raise ValueError("\n\n".join(["not everything has landed", *found.problems]))
     return 0
 
 

@@ -26,7 +26,7 @@ from bliss_ops.stack.services import Layout
 
 log = logging.getLogger(__name__)
 
-DAG_IDS = frozenset({"bliss_ingest", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"})
+DAG_IDS = frozenset({"bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"})
 START_SECONDS = 180.0
 LOG_TAIL_LINES = 20
 

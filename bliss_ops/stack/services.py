@@ -87,6 +87,7 @@ def shared_environment(layout: Layout) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         MARKER: layout.marker,
         "BLISS_LAKE": layout.lake,
+        **_landing(),
         "TMPDIR": str(layout.ray_temp),  # short, and removed with everything in it
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
@@ -181,6 +182,12 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
 def num_gpus() -> int:
     """NVIDIA GPUs of this machine."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def _landing() -> dict[str, str]:
+    """The watched folder as seen from the servers' own working directory."""
+    prefix = os.environ.get("BLISS_LANDING")
+    return {"BLISS_LANDING": prefix if "://" in prefix else str(Path(prefix).absolute())} if prefix else {}
 
 
 def _script(name: str) -> str:

@@ -111,3 +111,39 @@ def test_permission_denied_names_the_file(tmp_path):
     path.symlink_to(path.name)  # a link to itself: an OSError that root gets too
     with pytest.raises(ValueError, match=r"a\.json\.gz"):
         expand(str(path))
+
+
+def test_a_list_names_the_files_of_a_corpus(tmp_path):
+    one, two = write_gz(tmp_path / "b" / "one.json.gz", rows(1)), write_gz(tmp_path / "beside.jsonl.gz", rows(1))
+    chosen = tmp_path / "chosen.list"
+    chosen.write_text(f"# mine\n\n{two.name}\n  {one}\n")
+    assert expand(str(chosen)) == sorted([str(one), str(two)])
+    corpus = configure(tmp_path / "lake", source=str(chosen))
+    pipeline.discover(corpus)
+    assert [shard["source"] for shard in listing(corpus)] == ["one", "beside"]
+    assert pipeline.extract(corpus).metrics["num_documents"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "names no file"),
+        (b"# only a comment\n", "names no file"),
+        (b"a.json.gz\na.json.gz\n", "names .*a.json.gz twice"),
+        (b"notes.txt\n", "notes.txt, named in .*x.list, cannot be read"),
+        (b"ftp://example.org/a.json.gz\n", "is not an address that can be read"),
+        (b"\xff\xfe\x00", "is not a list of addresses"),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_named(tmp_path, content, message):
+    (tmp_path / "x.list").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        expand(str(tmp_path / "x.list"))
+    with pytest.raises(ValueError, match=r"no\.list does not exist"):
+        expand(str(tmp_path / "no.list"))
+
+
+def test_a_listed_file_that_is_missing_is_named(tmp_path):
+    (tmp_path / "x.list").write_text("gone.json.gz\n")
+    with pytest.raises(ValueError, match=r"gone\.json\.gz does not exist"):
+        pipeline.discover(configure(tmp_path / "lake", source=str(tmp_path / "x.list")))

@@ -133,3 +133,14 @@ def test_unpadded_rows_are_the_text_alone():
     masked = np.array([[-100, 2, 3, -100], [4, 5, -100, -100], [6, 7, 8, 9], [-100] * 4])
     rows = validation.ValidationRows.unweighted(np.array([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 9], [0] * 4]), masked)
     assert [row.tolist() for row in validation.unpadded(rows)] == [[1, 2, 3], [4, 5], [6, 7, 8, 9], []]
+
+
+def test_a_corpus_can_be_without_one_but_not_be_trained_on(tmp_path):
+    corpus = configure(
+        tmp_path / "lake", source=str(write_gz(tmp_path / "a.json.gz", rows(9))), validation={"name": "none", "source": "none"}
+    )
+    for stage in pipeline.CORPUS_STAGES:
+        manifest = stage.do(corpus)
+    assert manifest.outputs == []
+    with pytest.raises(ValueError, match="ingested to be scored only"):
+        validation.read(corpus.validation, "guide")

@@ -17,7 +17,7 @@ HEAVY = ("torch", "ray", "duckdb", "transformers", "pyarrow", "tokenizers", "mat
 
 DESCRIBE = """
 import json, runpy, sys, time
-import airflow.sdk, airflow.sdk.exceptions, airflow.providers.standard.operators.trigger_dagrun
+import airflow.sdk, airflow.sdk.exceptions, airflow.providers.standard.operators.trigger_dagrun, airflow.triggers.base
 from airflow.sdk import DAG
 names = "BaseOperator BaseHook Param Asset AssetWatcher PartitionedAssetTimetable PartitionedAtRuntime Variable chain timezone"
 for name in names.split():
@@ -90,7 +90,7 @@ class TestPolicies:
             assert following["id"] in task["downstream"]
         beside = {(task["id"], name) for i, task in enumerate(tasks) for name in task["downstream"] if name != tasks[i + 1]["id"]}
         assert beside <= {
-            (first, task["id"]) for first in ("configure", "plan", "find") for task in tasks if task["mapped"]
+            (first, task["id"]) for first in ("configure", "plan", "find", "look") for task in tasks if task["mapped"]
         }  # mapped over them
 
 

@@ -12,6 +12,7 @@ from tests.corpus.corpora import rows, write_gz
 from tests.lakes import produce
 
 T = 32
+RUN = "smoke-dsir-s0"
 SMALL = {"ingest.sequence_length": T, "ingest.vocab_size": 512, "dsir.num_buckets": 64, "dsir.sampling": "top_k"}
 
 

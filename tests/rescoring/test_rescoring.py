@@ -12,9 +12,7 @@ from bliss_ops.cli import main
 from bliss_ops.lake import Lake, shard_file
 from bliss_ops.manifest import find_manifest
 from tests.corpus.corpora import rows, write_gz
-from tests.rescoring.lakes import fit, forget, ingest, tokenizer_of, write_shards
-
-RUN = "smoke-dsir-s0"
+from tests.rescoring.lakes import RUN, fit, forget, ingest, tokenizer_of, write_shards
 
 
 def bliss(lake: Lake, *arguments: str) -> int:
