@@ -45,7 +45,7 @@ def load(con: "DuckDBPyConnection", score_run: ScoreRun, score_runs: ScoreRuns, 
     _remove(con, tables.SCORE_RUNS, score_run.id, 0)
     for kind, owner, shard in gone:
         _remove(con, tables.KINDS[kind], owner, shard)
-    progress = Progress(f"store {score_run.id}", len(missing), seconds_between_lines=SECONDS_BETWEEN_LINES)
+    progress = Progress(f"load {score_run.id}", len(missing), "parts", seconds_between_lines=SECONDS_BETWEEN_LINES)
     for part in missing:
         _load_part(con, part, counts, is_known=part.key in ledger)
         progress.advance()

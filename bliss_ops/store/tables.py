@@ -97,60 +97,61 @@ from loads where not list_has_any(string_split(owner, ' '), $unfinished)
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of content: how a shard of it leaves its table and enters it again, and its rows in both places, for `check`.
+    """One kind of content: how a shard of it leaves its table and enters it again, and checksums of the rows in both places.
 
-    `insert` reads the verified rows of the shard's file from `shard`, or takes the values of one row; then there is no `in_file`.
+    `insert` reads the verified rows of the shard's file from `shard`, or takes the values of one row; then there is no `file_checksum`.
+    `checksums` gives (owner, shard, number of rows, checksum) of everything in the table.
     """
 
     name: str
     delete: str
     insert: str
-    in_table: str
-    in_file: str = ""
+    checksums: str
+    file_checksum: str = ""
 
 
 SCORES = Kind(
     "scores",
     "delete from all_scores where score_run_id = $owner and shard_id = $shard",
     "insert into all_scores select $owner, $shard, sequence_id, score from shard",
-    "select sequence_id, score from all_scores where score_run_id = $owner and shard_id = $shard",
-    "select sequence_id, score from shard",
+    "select score_run_id, shard_id, count(*), sum(hash(sequence_id, score)) from all_scores group by all",
+    "select count(*), sum(hash(sequence_id, score)) from shard",
 )
 SELECTIONS = Kind(
     "selections",
     "delete from selections where score_run_id = $owner and shard_id = $shard",
     "insert into selections select $owner, $shard, sequence_id, score from shard",
-    "select sequence_id, score from selections where score_run_id = $owner and shard_id = $shard",
-    "select sequence_id, score from shard",
+    "select score_run_id, shard_id, count(*), sum(hash(sequence_id, score)) from selections group by all",
+    "select count(*), sum(hash(sequence_id, score)) from shard",
 )
 INFLUENCES = Kind(
     "influences",
     "delete from influences where score_run_id = $owner",
     "insert into influences select $owner, sequence_id, influence, score from shard",
-    "select sequence_id, influence, score from influences where score_run_id = $owner",
-    "select sequence_id, influence, score from shard",
+    "select score_run_id, 0, count(*), sum(hash(sequence_id, influence, score)) from influences group by all",
+    "select count(*), sum(hash(sequence_id, influence, score)) from shard",
 )
 EVALUATIONS = Kind(
     "evaluations",
     "delete from evaluations where score_run_id = $owner",
     "insert into evaluations select $owner, task, metric, value, standard_error, num_examples from shard",
-    "select task, metric, value, standard_error, num_examples from evaluations where score_run_id = $owner",
-    "select task, metric, value, standard_error, num_examples from shard",
+    "select score_run_id, 0, count(*), sum(hash(task, metric, value, standard_error, num_examples)) from evaluations group by all",
+    "select count(*), sum(hash(task, metric, value, standard_error, num_examples)) from shard",
 )
 SPANS = Kind(
     "spans",
     "delete from spans where sequence_set = $owner and shard_id = $shard",
     "insert into spans select $owner, $corpus, $shard, sequence_id, document_id, num_tokens from shard",
-    "select sequence_id, document_id, num_tokens from spans where sequence_set = $owner and shard_id = $shard",
-    "select sequence_id, document_id, num_tokens from shard",
+    "select sequence_set, shard_id, count(*), sum(hash(sequence_id, document_id, num_tokens)) from spans group by all",
+    "select count(*), sum(hash(sequence_id, document_id, num_tokens)) from shard",
 )
 DOCUMENTS = Kind(
     "documents",
     "delete from documents where corpus = $owner and shard_id = $shard",
     """insert into documents select $owner, $shard, document_id, source, url, domain,
        nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), ''), num_bytes from shard""",
-    "select document_id, source, url, domain, month, num_bytes from documents where corpus = $owner and shard_id = $shard",
-    """select document_id, source, url, domain, nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), '') as month, num_bytes
+    "select corpus, shard_id, count(*), sum(hash(document_id, source, url, domain, month, num_bytes)) from documents group by all",
+    """select count(*), sum(hash(document_id, source, url, domain, nullif(regexp_extract(timestamp, '^[0-9]{4}-[0-9]{2}'), ''), num_bytes))
        from shard""",
 )
 SELECTION_COUNTS = Kind(
@@ -158,7 +159,7 @@ SELECTION_COUNTS = Kind(
     "delete from selection_counts where score_run_id = $owner",
     """insert into selection_counts values ($owner, $num_candidates, $num_selected, $threshold, $num_ties_at_threshold, $num_ties_kept,
        $num_tokens)""",
-    "from selection_counts where score_run_id = $owner",
+    "select score_run_id, 0, count(*), null from selection_counts group by all",
 )
 # The row of `score_runs` goes in last and comes out first: a score run without it is not loaded whole and stays out of the snapshot.
 SCORE_RUNS = Kind(
@@ -166,7 +167,7 @@ SCORE_RUNS = Kind(
     "delete from score_runs where score_run_id = $owner",
     """insert into score_runs values ($owner, $kind_of_run, $run, $round, $recipe, $method, $seed, $corpus, $sequence_set,
        $sequences_digest, $selector_fingerprint, $scores_fingerprint, $num_sequences, $finished_at)""",
-    "from score_runs where score_run_id = $owner",
+    "select score_run_id, 0, count(*), null from score_runs group by all",
 )
 KINDS = {kind.name: kind for kind in (SCORES, SELECTIONS, INFLUENCES, EVALUATIONS, SPANS, DOCUMENTS, SELECTION_COUNTS, SCORE_RUNS)}
 OF_SCORE_RUN = ("scores", "selections", "selection_counts", "influences", "evaluations", "score_runs", "summaries")
@@ -195,5 +196,22 @@ FORGET_SCORE_RUN = (
 )
 FORGET_SPANS = ("delete from spans where sequence_set = $owner", "delete from loads where kind = 'spans' and owner = $owner")
 FORGET_DOCUMENTS = ("delete from documents where corpus = $owner", "delete from loads where kind = 'documents' and owner = $owner")
+
+# What is in the ledger, with the rows it promises; and a checksum of a whole table, to compare two files.
+WHOLE_LEDGER = "select kind, owner, shard_id, sha256, num_rows from loads where kind not in ('summaries', 'overlaps') order by all"
+ROWS_OF_SUMMARIES = """
+select s.score_run_id, sum(s.num_rows) from (
+    select score_run_id, count(*) as num_rows from run_summaries group by all
+    union all select score_run_id, count(*) from score_histograms group by all
+    union all select score_run_id, count(*) from decile_summaries group by all
+    union all select score_run_id, count(*) from example_sequences group by all
+    union all select score_run_id, count(*) from source_summaries group by all
+    union all select score_run_id, count(*) from domain_summaries group by all
+    union all select score_run_id, count(*) from length_summaries group by all) s
+group by s.score_run_id
+"""
+LOADED_SUMMARIES = "select owner, num_rows from loads where kind = 'summaries'"
+TABLE_NAMES = "select table_name from duckdb_tables() where database_name = $database and table_name <> 'state' order by table_name"
+TABLE_CHECKSUM = "select count(*), sum(hash(t)) from {database}.{table} t"
 
 SCORE_RUNS_OF_CORPUS = "select score_run_id, sequence_set, sequences_digest from score_runs where corpus = $corpus order by score_run_id"

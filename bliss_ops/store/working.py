@@ -13,8 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,42 @@ def open_working(lake: Lake, *, empty: bool = False) -> "Iterator[tuple[DuckDBPy
             yield con, _recall(con, "published") is None
         finally:
             con.close()
+
+
+@contextmanager
+def open_to_check(lake: Lake) -> "Iterator[tuple[DuckDBPyConnection, bool, Callable[[], None]]]":
+    """Both files, read-only, as `snapshot` and `working`: (connection, whether the working file is on this machine, let loaders in).
+
+    No loader gets in before `let_loaders_in` is called; then `working` is gone, and the snapshot stays open, replaced or not.
+
+    Raises:
+        ValueError: nothing was published yet; or a loader is at work for longer than a minute.
+    """
+    import duckdb
+
+    path = working_file(lake)
+    if not lake.score_store.exists():
+        raise ValueError(f"there is no score store at {lake.score_store} yet: `bliss load` makes it, or `bliss store rebuild`")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as opened, tempfile.TemporaryDirectory(prefix="bliss-check-") as scratch:
+        lock = opened.enter_context(ExitStack())
+        lock.enter_context(_only_loader(path))
+        con = opened.enter_context(duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": scratch}))
+        snapshot = Path(lake.score_store.path)
+        if is_remote(lake):
+            snapshot = Path(scratch) / lake.score_store.name
+            lake.score_store.fs.get_file(lake.score_store.path, str(snapshot))
+        con.execute(f"attach '{_quoted(snapshot)}' as snapshot (read_only)")
+        if has_working := path.exists():
+            con.execute(f"attach '{_quoted(path)}' as working (read_only)")
+
+        def let_loaders_in() -> None:
+            con.execute("use snapshot")
+            if has_working:
+                con.execute("detach working")
+            lock.close()
+
+        yield con, has_working, let_loaders_in
 
 
 def publish(con: "DuckDBPyConnection", lake: Lake) -> bool:
