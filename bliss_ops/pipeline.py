@@ -232,8 +232,7 @@ def rescore(run: Run, round_number: int, corpus: Corpus, work: Work = EVERYTHING
     model = rescoring.score_model(run, round_number)
     sequences = rescoring.check_fits(model, corpus)
     artifact = rescoring.artifact(model, corpus, sequences)
-    selector = run.round(round_number) / "selector"
-    make_worker = partial(scoring.make_worker, run.config, corpus.sequences, selector, artifact.directory)
+    make_worker = partial(rescoring.make_worker, run.config, corpus, run.round(round_number) / "selector", artifact.directory)
     return _shards(artifact, make_worker, sequences.shards, work, check=scoring.check, in_flight=scoring.IN_FLIGHT)
 
 

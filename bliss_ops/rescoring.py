@@ -10,10 +10,13 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bliss_ops.config import identity
-from bliss_ops.lake import Corpus, Lake, Run
+from upath import UPath
+
+from bliss_ops.config import RunConfig, identity
+from bliss_ops.lake import Corpus, Lake, Run, shard_file
 from bliss_ops.manifest import Artifact, Manifest, find_manifest, read_manifest
 from bliss_ops.selectors import selector_of
+from bliss_ops.sharding import ShardRecord, Worker
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,30 @@ def artifact(model: ScoreModel, corpus: Corpus, sequences: Manifest) -> Artifact
 
     prefix = f"{config.name[:RUN_CHARACTERS]}-round-{model.round_number:02d}"
     return at(f"{prefix}-{at(prefix).fingerprint[:FINGERPRINT_CHARACTERS]}")  # the fingerprint does not depend on the directory
+
+
+def make_worker(config: RunConfig, corpus: Corpus, selector: UPath, directory: UPath) -> Worker:
+    """The scoring worker of `scoring.make_worker` for any corpus, whose files may be older than anyone remembers.
+
+    Raises (the worker):
+        ValueError: a shard is not as long as it was when it was packed; the message says how to make it again.
+    """
+    from bliss_ops.scoring import make_worker
+
+    manifest = read_manifest(corpus.sequences, made_by=f"bliss pack {corpus.name}")
+    num_bytes = {output.path: output.bytes for output in manifest.outputs}
+    score = make_worker(config, corpus.sequences, selector, directory)
+
+    def score_shard(shard: int) -> ShardRecord:
+        file = shard_file(corpus.sequences, shard)
+        found = file.stat().st_size if file.exists() else 0
+        if found != num_bytes[file.name]:
+            raise ValueError(
+                f"{file} is cut off or missing ({found} of {num_bytes[file.name]} bytes): `bliss pack {corpus.name}` makes it again"
+            )
+        return score(shard)
+
+    return score_shard
 
 
 def check_fits(model: ScoreModel, corpus: Corpus) -> Manifest:

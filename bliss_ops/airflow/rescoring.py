@@ -17,8 +17,11 @@ from bliss_ops.airflow.rounds import slug
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from bliss_ops.manifest import Manifest
+
 RUNS_VARIABLE = "bliss_rescore_runs"  # a JSON list of runs whose latest score models score everything new
 PAIRS = "pairs"
+COUNTS = ("num_sequences", "num_tokens", "mean", "standard_deviation", "tokens_per_second")  # of a set of scores, told in its event
 
 
 def rescore_params() -> dict[str, Param]:
@@ -59,7 +62,7 @@ class PlanOperator(BaseOperator):
         pairs = find_pending(corpus, params["runs"] or chosen_runs(), params["round"])
         misfits = [pair for pair in pairs if pair["reason"]]
         if misfits and params["corpus"] and params["runs"]:  # asked for by name, by a person
-            raise StageFailed("\n\n".join(pair["reason"] for pair in misfits))
+            raise AirflowFailException("\n\n".join(pair["reason"] for pair in misfits))
         for pair in misfits:
             self.log.warning("left out: %s", pair["reason"])
         pairs = [pair for pair in pairs if not pair["reason"]]
@@ -95,34 +98,22 @@ class LoadScoresOperator(BlissStageOperator):
         super().execute(context)
 
     def counts(self) -> dict[str, Any]:
-        from datetime import datetime
-
         scores = self._scores()
         assert scores is not None, "checked before the job"
-        seconds = (datetime.fromisoformat(scores.finished_at) - datetime.fromisoformat(scores.begun_at)).total_seconds()
-        num_tokens = scores.metrics["num_sequences"] * self._corpus().config.sequence_length
         return {
             "corpus": self.subject,
             "scores": self.arguments[0],
             "run": scores.identity["run"],
             "round": scores.identity["round"],
             "num_shards_scored": self.num_shards_scored,
-            "num_sequences": scores.metrics["num_sequences"],
-            "mean": scores.metrics["mean"],
-            "standard_deviation": scores.metrics["standard_deviation"],
-            "tokens_per_second": round(num_tokens / max(1.0, seconds)),  # from the first task's start to the last shard, waiting included
+            **{name: scores.metrics[name] for name in COUNTS if name in scores.metrics},
         }
 
-    def _scores(self) -> Any:
+    def _scores(self) -> "Manifest | None":
+        from bliss_ops.lake import Lake
         from bliss_ops.manifest import find_manifest
 
-        corpus = self._corpus()
-        return find_manifest(corpus.lake.further_scores(corpus.name, self.arguments[0]))
-
-    def _corpus(self) -> Any:
-        from bliss_ops.lake import Lake
-
-        return Lake.open().corpus(self.subject)
+        return find_manifest(Lake.open().further_scores(self.subject, self.arguments[0]))
 
 
 class FindCorporaOperator(BaseOperator):

@@ -197,3 +197,18 @@ def test_a_damaged_or_unfinished_neighbour_is_left_out_and_named(lake: Lake, cap
     said = capsys.readouterr()
     assert "run damaged is left out" in said.err
     assert "half  smoke-dsir-s0 round 2: does not fit: " in said.out
+
+
+def test_a_shard_cut_on_disk_is_named_and_the_others_are_kept(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    cut = Path(shard_file(lake.corpus("new").sequences, 1).path)
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-9])
+    assert bliss(lake, "rescore", RUN, "--corpus", "new") == 1
+    assert (
+        f"{cut} is cut off or missing ({len(whole) - 9} of {len(whole)} bytes): `bliss pack new` makes it again" in capsys.readouterr().err
+    )
+    assert lake.further_score_names() == []
+    assert bliss(lake, "pack", "new") == 0
+    assert cut.read_bytes() == whole
+    assert bliss(lake, "rescore", RUN, "--corpus", "new") == 0
+    assert only_name(lake)
