@@ -14,8 +14,9 @@ from upath import UPath
 
 from bliss_ops.lake import Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report import biases, charts, fidelity
-from bliss_ops.report.curves import Compared, Row, equal_steps, read_rows, read_run
+from bliss_ops.report import biases, changes, charts, fidelity
+from bliss_ops.report.curves import Compared, equal_steps, read_rows, read_run
+from bliss_ops.report.documents import DocumentFacts
 from bliss_ops.report.facts import Facts, Source
 from bliss_ops.report.outer_loop import training_charts
 
@@ -43,14 +44,14 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
     Raises:
         ValueError: the round has no finished scores or selection yet.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     config = run.config
     ours = read_run(run, round_number)
     others = [read_run(run.lake.run(name), round_number) for name in config.compare_with]
     with tempfile.TemporaryDirectory(prefix="bliss-report-") as scratch, Facts(run, round_number, scratch) as facts:
         distribution, sources, counts = facts.distribution(), facts.sources(), facts.counts
-        best, worst = facts.documents() if config.method != "random" else ([], [])
+        texts = _texts(facts, counts["threshold"]) if config.method != "random" else None
+        changed = changes.since_the_round_before(run, round_number, facts, sources)
+        overlap = changes.overlap_chart(facts.con, [run, *(other.run for other in others)], round_number)
         faithful, bias = fidelity.read(run, round_number, facts), biases.measure(facts, distribution)
     cautions = bias.warnings(config.method, faithful.summary)
     outer = read_rows(run.round(round_number) / "selector" / "metrics.jsonl")
@@ -66,12 +67,8 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
     }
     limits = charts.padded([value for source in sources for value in (*source.quantiles, source.mean)], 0.03)
     threshold = counts["threshold"]
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"signed": charts.signed, "short": charts.number, "plain": charts.plain}
-    page = environment.get_template("template.html").render(
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
+    page = render(
+        "template.html",
         run=run,
         config=config,
         round_number=round_number,
@@ -96,14 +93,43 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         unfair={other.run.name: other.differences_from(config) for other in others},
         ours=ours,
         others=others,
-        best=best,
-        worst=worst,
+        texts=texts,
+        changes=changed,
+        overlap=overlap,
         settings=_settings(config),
         provenance=_provenance(run, round_number),
     )
     write_bytes(directory / "index.html", page.encode())
     write_json(directory / "summary.json", summary)
     return ["index.html", "summary.json"], summary
+
+
+def render(template: str, **values: Any) -> str:
+    """One self-contained page: the template with the style and the report's ways of writing numbers."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"signed": charts.signed, "short": charts.number, "plain": charts.plain}
+    return environment.get_template(template).render(style=(HERE / "style.css").read_text(encoding="utf-8"), **values)
+
+
+def _texts(facts: Facts, threshold: float | None) -> dict[str, Any]:
+    """Everything of the page that is about documents and their texts."""
+    documents = DocumentFacts(facts)
+    best, worst = documents.extremes()
+    chosen, rest = documents.sides()
+    lengths = charts.bands(documents.lengths(), threshold, title="Score by length of the document", x_label="tokens of the document")
+    return {
+        "best": best,
+        "worst": worst,
+        "chosen": chosen,
+        "rest": rest,
+        "deciles": documents.deciles(),
+        "domains": documents.leaderboard(),
+        "lengths": lengths,
+    }
 
 
 def _summary(run: Run, round_number: int, ours: Compared, others: list[Compared], counts: dict[str, Any]) -> dict[str, Any]:

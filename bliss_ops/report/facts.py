@@ -1,10 +1,9 @@
 """The numbers of a report, asked of the run's own Parquet files by DuckDB.
 
-Nothing is read into Python but aggregates and the few documents that are shown, so a report of fifty million scores needs no more
-memory than one of six thousand. The score store is not needed: a finished run can always be reported.
+Nothing is read into Python but aggregates, so a report of fifty million scores needs no more memory than one of six thousand. The score
+store is not needed: a finished run can always be reported. What concerns documents and their texts is in documents.py.
 """
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,11 @@ from upath import UPath
 from bliss_ops.lake import Run, is_local, shard_file
 from bliss_ops.manifest import read_manifest
 from bliss_ops.selectors import selector_of
-from bliss_ops.sharding import ROWS_PER_SHARD
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 NUM_BINS = 64
-NUM_DOCUMENTS = 10
-EXCERPT_CHARACTERS = 600
-_EMPTY_LINES = re.compile(r"\n\s*\n\s*\n")
 NARROW = 1e-6  # 5th to 95th percentile, as a share of the mean's size
 NARROW_LOGITS = 0.01  # for logits in absolute terms: the softmax weights of nine sequences in ten are within 1 % of each other
 FEW_DISTINCT = 0.1  # distinct scores per sequence
@@ -51,20 +46,6 @@ BY_SOURCE = """
 select source, count(*) as num_sequences, count(*) filter (where selected) as num_selected, avg(score) as mean,
        quantile_cont(score, [0.05, 0.25, 0.5, 0.75, 0.95]) as quantiles
 from candidates group by source order by mean desc, source
-"""
-# Documents packed into one sequence share its score: the longest of them stands for all.
-DOCUMENT_SCORES = """
-create table document_scores as
-select * from (
-    select p.document_id, sum(s.score * p.num_tokens) / sum(p.num_tokens) as score, sum(p.num_tokens)::bigint as num_tokens
-    from read_parquet($spans) p join candidates s using (sequence_id) group by p.document_id
-) qualify row_number() over (partition by score order by num_tokens desc, document_id) = 1
-"""
-BEST = "select * from document_scores order by num_tokens >= $enough desc, score desc, document_id limit $limit"
-WORST = "select * from document_scores order by num_tokens >= $enough desc, score, document_id limit $limit"
-TEXTS = """
-select document_id, source, url, substr(text, 1, $characters) as excerpt, length(text) > $characters as cut
-from read_parquet($documents) where document_id in (select unnest($ids))
 """
 
 
@@ -111,16 +92,6 @@ class Source:
     quantiles: list[float]  # 5, 25, 50, 75, 95 %
 
 
-@dataclass(frozen=True)
-class Document:
-    document_id: int
-    score: float
-    num_tokens: int
-    source: str
-    url: str
-    excerpt: str
-
-
 class Facts:
     """What DuckDB knows of one round; a context manager, because it may spill to a scratch directory."""
 
@@ -135,13 +106,14 @@ class Facts:
         self.method = run.config.method
         self.shards = scores.shards
         self.spans = _files(corpus.sequences / "spans", scores.shards)
+        self.documents_files = _files(corpus.documents, scores.shards)
         self.con: DuckDBPyConnection = duckdb.connect(":memory:", config={"temp_directory": scratch, "memory_limit": "2GB"})
         if not is_local(run.lake.root):
             self.con.register_filesystem(run.lake.root.fs)
         selected = [str(here / "selection" / output.path) for output in selection.outputs if output.path.endswith(".parquet")]
         parameters = {
             "spans": self.spans,
-            "documents": _files(corpus.documents, self.shards),
+            "documents": self.documents_files,
             "scores": _files(here / "scores", self.shards),
         }
         self.con.execute(CANDIDATES, parameters | {"selected": selected})
@@ -178,24 +150,6 @@ class Facts:
         """Sources by mean score, best first."""
         return [Source(*row) for row in self.con.execute(BY_SOURCE).fetchall()]
 
-    def documents(self) -> tuple[list[Document], list[Document]]:
-        """The documents with the highest and the lowest token-weighted score, of those with at least half a sequence of tokens."""
-        self.con.execute(DOCUMENT_SCORES, {"spans": self.spans})
-        limits = {"enough": self.corpus.config.sequence_length // 2, "limit": NUM_DOCUMENTS}
-        best, worst = (self.con.execute(query, limits).fetchall() for query in (BEST, WORST))
-        ids = sorted({row[0] for row in best + worst})
-        files = _files(self.corpus.documents, sorted({document_id // ROWS_PER_SHARD for document_id in ids}))
-        texts = {
-            row[0]: row[1:]
-            for row in self.con.execute(TEXTS, {"documents": files, "ids": ids, "characters": EXCERPT_CHARACTERS}).fetchall()
-        }
-
-        def document(document_id: int, score: float, num_tokens: int) -> Document:
-            source, url, excerpt, cut = texts[document_id]
-            return Document(document_id, score, num_tokens, source, url or "", _printable(excerpt.strip()) + ("…" if cut else ""))
-
-        return [document(*row) for row in best], [document(*row) for row in worst]
-
     def _row(self, query: str) -> tuple[Any, ...]:
         row = self.con.execute(query).fetchone()
         assert row is not None
@@ -204,9 +158,3 @@ class Facts:
 
 def _files(directory: UPath, shards: list[int]) -> list[str]:
     return [str(shard_file(directory, shard)) for shard in shards]
-
-
-def _printable(text: str) -> str:
-    """Without runs of empty lines; control characters have no place in HTML, so a sign shows where one was."""
-    shown = "".join(character if character in "\n\t" or ord(character) >= 32 else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return _EMPTY_LINES.sub("\n\n", shown)

@@ -91,7 +91,7 @@ def test_the_page_is_complete_and_needs_nothing_else(lake: Lake) -> None:
     make_run(lake, "random")
     page = Page(written(run)[0])
     assert page.open == []
-    assert page.counts["svg"] == 1 + 1 + 2 + 4, "race, histogram, a strip per source, four training curves"
+    assert page.counts["svg"] == 1 + 1 + 2 + 4 + 2, "race, histogram, a strip per source, four training curves, lengths, overlap"
     assert "script" not in page.counts
     loading = {name for name, value in page.attributes if name in ("src", "href", "srcset", "action", "onload", "onerror")}
     assert loading == set()
