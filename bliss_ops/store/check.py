@@ -56,7 +56,9 @@ def check(lake: Lake, checked: Checked) -> Iterator[str]:
         let_loaders_in()
         con.execute("use snapshot")
         found = {kind.name: _checksums(con, kind) for kind in tables.KINDS.values()}
-        score_runs = list(ScoreRuns(lake).of_lake())
+        lists = ScoreRuns(lake)
+        score_runs = list(lists.of_lake())
+        yield from lists.unreadable
         wanted = {score_run.id: score_run for score_run in score_runs if score_run.refusal is None}
         checked.refused = [score_run.refusal for score_run in score_runs if score_run.refusal]
         checked.num_score_runs = len(wanted)

@@ -33,7 +33,7 @@ from selections x join selections y on y.sequence_id = x.sequence_id
 where x.score_run_id = $a and list_contains($others, y.score_run_id)
 group by y.score_run_id
 """
-SIZES = "select score_run_id, count(*) from selections group by score_run_id"
+SIZES = "select owner, sum(num_rows)::bigint from loads where kind = 'selections' group by owner"
 DELETE = "delete from overlap_summaries where a || ' ' || b = $owner"
 INSERT = "insert into overlap_summaries values ($a, $b, $num_a, $num_b, $num_both, $jaccard)"
 

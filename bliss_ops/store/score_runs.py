@@ -5,10 +5,12 @@ sequences, and that has to be the digest of the corpus's manifest. `loading` bri
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from upath import UPath
@@ -16,6 +18,8 @@ from upath import UPath
 from bliss_ops.lake import Lake, Run
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
 from bliss_ops.store import tables
+
+log = logging.getLogger(__name__)
 
 KIND_OF_STAGE = {"score": "round", "rescore": "rescored", "import_scores": "imported"}
 SELECTION_COUNTS = ("num_candidates", "num_selected", "threshold", "num_ties_at_threshold", "num_ties_kept", "num_tokens")
@@ -110,14 +114,22 @@ class ScoreRuns:
 
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
+        self.unreadable: list[str] = []  # what is wrong with directories that cannot be read as score runs
         self._contents: dict[str, Content] = {}
 
     def of_lake(self) -> Iterator[ScoreRun]:
-        """Every score run there is: rounds, then re-scored and imported ones."""
-        for name in self.lake.run_names():
-            yield from self.of_run(self.lake.run(name))
-        for corpus, name in self.lake.further_score_names():
-            yield self.further(corpus, name)
+        """Every score run there is, rounds before re-scored and imported ones; what cannot be read is noted and does not stop the rest."""
+        readers = [partial(self.of_run, self.lake.run(name)) for name in self.lake.run_names()]
+        readers += [partial(self._of_further, corpus, name) for corpus, name in self.lake.further_score_names()]
+        for read in readers:
+            try:
+                yield from read()
+            except ValueError as error:
+                log.warning("score store: %s", error)
+                self.unreadable.append(str(error))
+
+    def _of_further(self, corpus: str, name: str) -> Iterator[ScoreRun]:
+        yield self.further(corpus, name)
 
     def of_run(self, run: Run) -> Iterator[ScoreRun]:
         """The rounds of one run that have scores."""

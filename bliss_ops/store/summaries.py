@@ -36,7 +36,7 @@ where owner = $owner and kind in ('scores', 'selections', 'selection_counts')
    or kind = 'documents' and owner = $corpus and list_contains($shards, shard_id)
 """
 LOADED = "select sha256 from loads where kind = 'summaries' and owner = $owner"
-SHARDS = "select distinct shard_id from all_scores where score_run_id = $owner order by shard_id"
+SHARDS = "select shard_id from loads where kind = 'scores' and owner = $owner order by shard_id"
 SCORES_OF_SHARD = "select score from all_scores where score_run_id = $owner and shard_id = $shard"
 SHARD = "select sequence_id, score from all_scores where score_run_id = $owner and shard_id = $shard"
 SELECTED_OF_SHARD = "select sequence_id, score from selections where score_run_id = $owner and shard_id = $shard"
@@ -171,6 +171,8 @@ def _summarize_scores(con: "DuckDBPyConnection", names: dict[str, str]) -> int:
     tail = int(TAIL * (num_scores - 1))
     ranks = {1, num_scores, 1 + tail, num_scores - tail, (num_scores + 1) // 2, *ends, *(end + 1 for end in ends[:-1])}
     statistics = {k: found for (_, k), found in order_statistics(batches, {0: ranks}).items()}
+    if not (np.isfinite(statistics[1].value) and np.isfinite(statistics[num_scores].value)):  # NaNs sort to the ends
+        raise ValueError(f"{names['owner']}: a score is not a finite number: score again, or import without such rows")
 
     edges = float(statistics[num_scores - tail].value), float(statistics[1 + tail].value)
     bins = _Bins(edges, np.unique(np.array([statistics[end].value for end in ends], np.float32)))

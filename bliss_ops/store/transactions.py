@@ -20,10 +20,10 @@ def transaction(con: "DuckDBPyConnection") -> Iterator[None]:
     con.begin()
     try:
         yield
-        con.commit()
     except BaseException:
         con.rollback()
         raise
+    con.commit()  # rolls back by itself where it fails, a full disk for example
 
 
 def in_transaction(con: "DuckDBPyConnection", statements: tuple[str, ...], parameters: Mapping[str, Any]) -> None:

@@ -30,7 +30,6 @@ WAIT_SECONDS = 60.0
 MEMORY_LIMIT = "2GB"  # enough for 200 million rows; the rest of the machine belongs to training
 FORMAT = "v1.5.0"  # the oldest DuckDB that reads the snapshot
 FORMAT_OF_WORKING = "select tags['storage_version'] from duckdb_databases() where database_name = 'working'"
-BLOCKS = "select used_blocks, free_blocks from pragma_database_size() where database_name = 'working'"
 NO_SPACE = ("No space left", "File too large")
 
 
@@ -64,7 +63,9 @@ def open_working(lake: Lake, *, empty: bool = False) -> "Iterator[tuple[DuckDBPy
     with _only_loader(path), _disk_full_in_words(path):
         if empty:
             _delete(path)
-        con = duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(path.with_suffix(".spill"))})
+        spill = path.with_suffix(".spill")
+        shutil.rmtree(spill, ignore_errors=True)  # of a killed loader
+        con = duckdb.connect(":memory:", config={"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill)})
         try:
             _attach(con, path)
             if _is_of_another_version(con):
@@ -152,8 +153,8 @@ def copy_bytes(source: Path, target: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            writer.truncate(0)
             shutil.copyfile(source, target)  # across file systems, on kernels that do not
+    assert target.stat().st_size == source.stat().st_size, f"{target} is not all of {source}"
 
 
 def _leave_out(con: "DuckDBPyConnection", snapshot: Path, unfinished: list[str]) -> None:
