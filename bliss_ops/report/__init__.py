@@ -6,21 +6,18 @@ What is missing (a comparison that is not finished, a method without training cu
 
 import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from upath import UPath
 
 from bliss_ops.lake import Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report import biases, changes, charts, fidelity
+from bliss_ops.report import biases, changes, charts, fidelity, page
 from bliss_ops.report.curves import Compared, equal_steps, read_rows, read_run
 from bliss_ops.report.documents import DocumentFacts
 from bliss_ops.report.facts import Facts, Source
 from bliss_ops.report.outer_loop import training_charts
 
-HERE = Path(__file__).parent
 MOST_SOURCES = 40
 STAGES = ("selector", "scores", "fidelity", "selection", "subset", "pretrain", "evaluation")
 
@@ -67,7 +64,7 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
     }
     limits = charts.padded([value for source in sources for value in (*source.quantiles, source.mean)], 0.03)
     threshold = counts["threshold"]
-    page = render(
+    html = page.render(
         "template.html",
         run=run,
         config=config,
@@ -96,23 +93,12 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         texts=texts,
         changes=changed,
         overlap=overlap,
-        settings=_settings(config),
+        settings=page.settings(config),
         provenance=_provenance(run, round_number),
     )
-    write_bytes(directory / "index.html", page.encode())
+    write_bytes(directory / "index.html", html.encode())
     write_json(directory / "summary.json", summary)
     return ["index.html", "summary.json"], summary
-
-
-def render(template: str, **values: Any) -> str:
-    """One self-contained page: the template with the style and the report's ways of writing numbers."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"signed": charts.signed, "short": charts.number, "plain": charts.plain}
-    return environment.get_template(template).render(style=(HERE / "style.css").read_text(encoding="utf-8"), **values)
 
 
 def _texts(facts: Facts, threshold: float | None) -> dict[str, Any]:
@@ -184,20 +170,6 @@ def _largest_share(sources: list[Source]) -> float:
     """The longest bar of the composition: every bar is drawn relative to it."""
     pool, subset = (sum(getattr(source, name) for source in sources) or 1 for name in ("num_sequences", "num_selected"))
     return max(max(source.num_sequences / pool, source.num_selected / subset) for source in sources)
-
-
-def _settings(config: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
-    """Every setting with its value, whether it is the default, and its sentence."""
-    rows: list[dict[str, Any]] = []
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            rows += _settings(value, f"{prefix}{name}.")
-        else:
-            shown = ", ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
-            changed = field.is_required() or value != field.get_default(call_default_factory=True)
-            rows.append({"name": prefix + name, "value": shown, "changed": changed, "description": field.description or ""})
-    return rows
 
 
 def _provenance(run: Run, round_number: int) -> dict[str, Any]:

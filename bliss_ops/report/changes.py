@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from bliss_ops.lake import Run, shard_file
+from bliss_ops.lake import Lake, Run, is_local, shard_file
 from bliss_ops.manifest import find_manifest
 from bliss_ops.report import charts
 from bliss_ops.report.facts import Facts, Source
@@ -86,6 +86,12 @@ def selected_files(run: Run, round_number: int) -> list[str]:
     directory = run.round(round_number) / "selection"
     manifest = find_manifest(directory)
     return [str(directory / output.path) for output in manifest.outputs if output.path.endswith(".parquet")] if manifest else []
+
+
+def reach(con: "DuckDBPyConnection", lake: Lake) -> None:
+    """Let a connection read the lake's files where they are on an object store."""
+    if not is_local(lake.root):
+        con.register_filesystem(lake.root.fs)
 
 
 def overlap(con: "DuckDBPyConnection", runs: Sequence[Run], round_number: int) -> tuple[list[Run], list[list[float]]]:

@@ -21,6 +21,7 @@ class Series:
     pieces: Sequence[Sequence[Point]]
     style: str = "first"
     markers: bool = False
+    thin: bool = False  # one of several under their mean: not named
 
     @property
     def points(self) -> list[Point]:
@@ -85,7 +86,7 @@ class Frame:
         parts, base = self.rows(format_y), self.height - self.bottom
         parts += [
             f'<text class="tick" x="{self.x(tick):.1f}" y="{base + 17:.1f}" text-anchor="middle">{number(tick)}</text>'
-            for tick in ticks(*self.x_range, count=7, whole=x_label.endswith("step"))
+            for tick in ticks(*self.x_range, count=7 if self.width > 400 else 4, whole=x_label.endswith("step"))
         ]
         parts.append(label("label", self.width - self.right, base + 32, x_label, anchor="end"))
         return parts
@@ -106,17 +107,17 @@ def line_chart(
     xs = [x for one in series for x, _ in one.points]
     frame = Frame(width, height, padded(xs, 0.0), y_range or padded([y for one in series for _, y in one.points], 0.06), right=right)
     parts = frame.axes(x_label, format_y or number)
-    ends = spread_labels([(one, frame.y(one.points[-1][1])) for one in series], gap=16)
+    ends = spread_labels([(one, frame.y(one.points[-1][1])) for one in series if not one.thin], gap=16)
     for one in series:
         for piece in one.pieces:
             path = " ".join(f"{'L' if i else 'M'}{frame.x(x):.1f} {frame.y(y):.1f}" for i, (x, y) in enumerate(piece))
-            parts.append(f'<path class="line {one.style}" d="{path}"><title>{escape(one.name)}</title></path>')
+            parts.append(f'<path class="line {one.style}{" thin" if one.thin else ""}" d="{path}"><title>{escape(one.name)}</title></path>')
         for x, y in one.points if one.markers else ():
             parts.append(
                 f'<circle class="dot {one.style}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3.2">'
                 f"<title>{escape(one.name)}, {escape(x_label)} {number(x)}: {y:.4g}</title></circle>"
             )
-        if right > 40:
+        if right > 40 and not one.thin:
             parts.append(label(f"name {one.style}", frame.x(one.points[-1][0]) + 10, ends[one.name] + 4, one.name))
     return svg(frame, title, parts)
 
@@ -144,9 +145,10 @@ def histogram(
                 parts.append(f'<rect class="{style}" {box}>{tip}</rect>')
     if threshold is not None and edges[0] <= threshold <= edges[-1]:
         x = frame.x(threshold)
-        anchor, offset = ("end", -7) if x > frame.width * 0.7 else ("start", 7)
+        name = f"threshold {threshold:.4g}"
+        anchor, offset = ("end", -7) if x + 7 + 7.4 * len(name) > frame.width else ("start", 7)
         parts.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top:.1f}" y2="{frame.height - frame.bottom:.1f}"/>')
-        parts.append(label("name threshold-name", x + offset, frame.top + 11, f"threshold {threshold:.4g}", anchor=anchor))
+        parts.append(label("name threshold-name", x + offset, frame.top + 11, name, anchor=anchor))
     return svg(frame, title, parts)
 
 
@@ -257,8 +259,8 @@ def matrix(
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> Markup:
     """A table of numbers, the larger the deeper the colour; None is an empty cell. Rows carry names, columns short ones."""
-    cell_width, cell_height, top = 74.0, 30.0, 26.0
     left = 18 + 7.2 * max((len(name) for name in rows), default=0)
+    cell_width, cell_height, top = min(74.0, max(46.0, (1050 - left) / max(len(columns), 1))), 30.0, 26.0
     low, high = limits
     frame = Frame(left + cell_width * len(columns) + 4, top + cell_height * len(rows) + 4, (0, 1), (0, 1))
     parts = [label("tick", left + cell_width * (c + 0.5), top - 9, name, anchor="middle") for c, name in enumerate(columns)]
