@@ -13,7 +13,7 @@ from upath import UPath
 from bliss_ops import schemas
 from bliss_ops.config import RunConfig
 from bliss_ops.lake import shard_file, write_parquet
-from bliss_ops.selection import kth_largest, make_worker, select
+from bliss_ops.selection import kth_largest, make_worker, order_statistics, select
 from bliss_ops.sharding import ROWS_PER_SHARD
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -21,12 +21,24 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 @given(st.lists(floats, min_size=1, max_size=60), st.data())
 def test_kth_largest_equals_a_full_sort(values: list[float], data: st.DataObject) -> None:
-    scores = np.array(values, np.float32) + np.float32(0)
+    scores = np.array(values, np.float32)
     k = data.draw(st.integers(1, len(scores)))
     cut = data.draw(st.integers(0, len(scores)))
     value, above, ties = kth_largest(lambda: iter([scores[:cut], scores[cut:]]), k)
     assert value == np.sort(scores)[::-1][k - 1]
     assert (above, ties) == (int((scores > value).sum()), int((scores == value).sum()))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), floats), min_size=1, max_size=60))
+def test_order_statistics_of_groups_equal_full_sorts(pairs: list[tuple[int, float]]) -> None:
+    group_N, score_N = np.array([group for group, _ in pairs]), np.array([score for _, score in pairs], np.float32)
+    ranks = {group: range(1, 1 + int((group_N == group).sum())) for group in set(group_N.tolist())}
+    statistics = order_statistics(lambda: iter([(group_N, score_N), (group_N[:0], score_N[:0])]), ranks)
+    assert len(statistics) == len(pairs)
+    for (group, k), (value, above, ties) in statistics.items():
+        mine = score_N[group_N == group]
+        assert value == np.sort(mine)[::-1][k - 1]
+        assert (above, ties) == (int((mine > value).sum()), int((mine == value).sum()))
 
 
 def config(**selection: float | None) -> RunConfig:

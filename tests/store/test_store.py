@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bliss_ops import store
 from bliss_ops.lake import Lake, Run
 from bliss_ops.sql import open_snapshot
 from bliss_ops.store import working
+from bliss_ops.store.check import Checked, check
 from tests.lakes import make_corpus, make_round, make_run
 
 BLISS, RANDOM = "demo-bliss-s0/round-01", "demo-random-s0/round-01"
@@ -150,19 +152,25 @@ def test_unfinished_scores_are_not_loaded(tmp_path: Path) -> None:
     assert ask(lake, "select count(*) from all_scores") == [(0,)]
 
 
-def test_readers_in_a_loop_never_fail_and_never_see_half_a_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_queries", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_readers_in_a_loop_never_fail_and_never_see_half_a_load(tmp_path: Path, num_queries: int) -> None:
+    """Queries, each on a connection of its own, while runs are loaded and published one after the other."""
     lake = make_corpus(tmp_path, num_sequences=300, num_shards=4)
     store.sync(make_run(lake, seed=0))
     reader = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(READER), str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(READER), str(tmp_path), str(num_queries)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert reader.stdout is not None
     assert reader.stdout.readline() == "reading\n"
     for seed in range(1, 5):
         store.sync(make_run(lake, seed=seed))
-    seen, _ = reader.communicate("stop\n", timeout=60)
+    seen, _ = reader.communicate("stop\n", timeout=300)
     assert reader.returncode == 0, seen
     counts = [int(count) for count in seen.split()]
+    assert len(counts) >= num_queries
     assert set(counts) <= {1200 * loaded for loaded in range(1, 6)}
     assert counts == sorted(counts)
     assert len(set(counts)) > 1, "the reader saw more than one snapshot"
@@ -173,13 +181,26 @@ READER = """
     from bliss_ops.lake import Lake
     from bliss_ops.sql import open_snapshot
     print("reading", flush=True)
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    num_queries, stop = 0, False
+    while num_queries < int(sys.argv[2]) or not stop:
+        stop = stop or bool(select.select([sys.stdin], [], [], 0)[0])
         with open_snapshot(Lake.open(sys.argv[1])) as con:
             (count,) = con.execute("select count(*) from all_scores").fetchone()
             (promised,) = con.execute("select sum(num_sequences) from score_runs").fetchone()
-            assert count == promised, (count, promised)
+            (summarized,) = con.execute("select sum(num_sequences) from decile_summaries").fetchone()
+            assert count == promised == summarized, (count, promised, summarized)
+        num_queries += 1
         print(count)
 """
+
+
+def test_the_snapshot_is_in_the_format_that_duckdb_1_5_reads(tmp_path: Path) -> None:
+    lake = make_corpus(tmp_path)
+    store.sync(make_run(lake))
+    with open_snapshot(lake) as con:
+        assert con.execute("select tags['storage_version'] from duckdb_databases() where database_name = 'store'").fetchone() == (
+            "v1.5.0+",
+        )
 
 
 def test_a_loader_killed_before_publishing_is_made_up_for(tmp_path: Path) -> None:
@@ -271,3 +292,40 @@ def test_a_lake_on_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert working.working_file(lake).is_relative_to(tmp_path)
     assert ask(lake, "select count(*) from all_scores") == [(120,)], "another machine may have loaded meanwhile, so all runs are looked at"
     assert not store.sync(run)["published"]
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A mock S3 on the loopback interface, with one bucket."""
+    moto_server = pytest.importorskip("moto.server")
+    import s3fs
+
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
+            patch.setenv(f"AWS_{name}", value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("lake")
+        yield "s3://lake/here"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_a_snapshot_on_s3_is_replaced_as_a_whole(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(working.tempfile, "gettempdir", lambda: str(tmp_path))
+    lake = make_corpus(bucket)
+    run = make_run(lake)
+    assert store.sync(run)["published"]
+    with open_snapshot(lake) as before:
+        make_round(run, 1, hand_made)
+        assert store.sync(run)["published"]
+        assert before.execute("select max(score) < 10 from scores").fetchone() == (True,), "a reader keeps the snapshot it has"
+    assert ask(lake, "select max(score) from scores") == [(300.0,)]
+    assert list(check(lake, Checked())) == []
+    working.working_file(lake).unlink()  # another machine
+    assert list(check(lake, Checked())) == []
+    store.rebuild(lake)
+    assert ask(lake, "select count(*), max(score) from scores") == [(60, 300.0)]
