@@ -122,7 +122,7 @@ def _decompressed(file: BinaryIO, path: str) -> Iterator[BinaryIO]:
         with pa.CompressedInputStream(pa.PythonFile(cast("Any", file), mode="r"), "zstd") as plain:
             yield cast("BinaryIO", io.BufferedReader(cast("Any", plain), _BLOCK))
     else:
-        yield file
+        yield cast("BinaryIO", io.BufferedReader(cast("Any", file), _BLOCK))  # the `readline` of a remote file takes no limit
 
 
 def _damaged(address: Address, lines: int, what: str) -> ValueError:

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from bliss_ops import pipeline
-from tests.corpus.corpora import configure, contents, rows, write_gz
+from tests.corpus.corpora import configure, contents, json_lines, rows, write_gz
 
 moto_server = pytest.importorskip("moto.server")
 
@@ -122,3 +122,11 @@ def test_http(tmp_path):
         server.server_close()
         thread.join()
     assert contents(remote.documents) == contents(ingest(tmp_path / "local", str(tmp_path / "in" / "a.json.gz")).documents)
+
+
+def test_plain_lines_are_read_from_s3_too(tmp_path, s3):
+    s3.pipe_file(f"{BUCKET}/plain/a.jsonl", json_lines(rows(20)))
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.jsonl").write_bytes(json_lines(rows(20)))
+    remote, local = ingest(tmp_path / "remote", f"s3://{BUCKET}/plain"), ingest(tmp_path / "local", str(tmp_path / "plain"))
+    assert contents(remote.documents) == contents(local.documents)
