@@ -68,7 +68,7 @@ class BlissPlugin(AirflowPlugin):
     external_views = [  # noqa: RUF012
         # Without a leading slash, so that they hold where Airflow itself is served below a path.
         {
-            "name": "BLISS scores",
+            "name": "Scores",
             "href": f"{PREFIX[1:]}/",
             "destination": "nav",
             "url_route": "bliss-scores",
