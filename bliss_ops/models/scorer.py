@@ -53,8 +53,10 @@ class ModelScorer:
 
         Compiled code is made for one shape: a short last batch is padded then.
         """
-        from bliss_ops.training.device import compiled
+        from bliss_ops.training.device import compiled, keep_freed_memory
 
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.batch_sequences = batch_sequences or self._automatic(sequence_length)
         log.info("scoring %d sequences of %d tokens at a time on %s", self.batch_sequences, sequence_length, self.device)
         compiled(self.model, compute)
