@@ -17,25 +17,35 @@ from upath import UPath
 from bliss_ops import schemas
 from bliss_ops.config import RunConfig
 from bliss_ops.lake import atomic_file, shard_file, write_parquet
-from bliss_ops.manifest import describe
-from bliss_ops.sharding import ShardRecord
+from bliss_ops.manifest import check_content, describe
+from bliss_ops.sharding import Output, ShardRecord
 
 log = logging.getLogger(__name__)
 
 
-def select(config: RunConfig, scores: UPath, shards: Sequence[int], directory: UPath) -> tuple[list[str], dict[str, Any]]:
+def select(
+    config: RunConfig, scores: UPath, shards: Sequence[int], directory: UPath, *, outputs: Sequence[Output] = ()
+) -> tuple[list[str], dict[str, Any]]:
     """Write the ids and scores of the best sequences, one file per shard that has any.
 
+    Args:
+        config: how many to keep.
+        scores: directory of the score shards.
+        shards: their numbers.
+        directory: where the selection goes.
+        outputs: the records of the score shards; each file is held against its own before anything is selected.
+
     Raises:
-        ValueError: the token budget is larger than the candidate window, or smaller than one sequence.
+        ValueError: a score shard is not what its record says; the token budget is larger than the candidate window, or smaller than one sequence.
     """
+    check_content(scores, outputs, made_by=f"bliss score {config.name}")
     ordered = sorted(shards)
 
     def batches() -> Iterator[np.ndarray]:
         for shard in ordered:
-            yield _read(scores, shard)["score"].to_numpy()
+            yield _read(scores, shard, ["score"])["score"].to_numpy()
 
-    num_candidates = sum(len(batch) for batch in batches())
+    num_candidates = sum(_num_rows(scores, shard) for shard in ordered)
     keep = num_to_keep(config, num_candidates)
     threshold, num_above, num_ties = kth_largest(batches, keep)
     ties_left = keep - num_above
@@ -161,9 +171,14 @@ def make_worker(sequences: UPath, selection: UPath, directory: UPath) -> Callabl
     return materialize_shard
 
 
-def _read(directory: UPath, shard: int) -> pa.Table:
+def _read(directory: UPath, shard: int, columns: list[str] | None = None) -> pa.Table:
     with shard_file(directory, shard).open("rb") as file:
-        return pq.read_table(file, schema=schemas.SCORES)
+        return pq.read_table(file, columns=columns, schema=schemas.SCORES)
+
+
+def _num_rows(directory: UPath, shard: int) -> int:
+    with shard_file(directory, shard).open("rb") as file:
+        return int(pq.read_metadata(file).num_rows)
 
 
 def _ordered_bits(score_N: np.ndarray) -> np.ndarray:

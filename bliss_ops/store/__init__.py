@@ -95,6 +95,7 @@ def _load_and_publish(
             log.warning("score store: %s", refusal)
             if score_run.is_former:
                 loading.forget_former_content(con, score_run.content, score_runs)
+                loading.forget(con, score_run.id)  # where only a part of it was loaded, which no row of `score_runs` tells of
             continue
         try:
             loading.load(con, score_run, score_runs, counts)

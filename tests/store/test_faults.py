@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,6 +22,7 @@ from bliss_ops import manifest, schemas, store
 from bliss_ops.lake import Lake, write_parquet
 from bliss_ops.sharding import ROWS_PER_SHARD
 from bliss_ops.sql import open_snapshot
+from bliss_ops.store import working
 from tests.lakes import make_corpus, make_further_scores, make_round, make_run
 
 RUN, OTHER = "demo-bliss-s0", "demo-bliss-s1"
@@ -334,6 +336,17 @@ def test_a_loader_killed_while_the_content_changes(reingested: Lake, tmp_path: P
     for lake in (reingested, disturbed):
         store.sync(lake.run(OTHER))
     assert tables_of(disturbed) == tables_of(reingested)
+
+
+def test_a_half_loaded_score_run_of_former_content_leaves_too(lakes: tuple[Lake, Lake]) -> None:
+    _, disturbed = lakes
+    sync_in_a_process(disturbed, before=BETWEEN_DELETE_AND_INSERT).communicate()
+    make_corpus(disturbed.root, num_sequences=36)
+    make_run(disturbed, seed=2)
+    for name in (RUN, OTHER, "demo-bliss-s2"):
+        store.sync(disturbed.run(name))
+    with duckdb.connect(str(working.working_file(disturbed)), read_only=True) as con:
+        assert con.execute("select distinct score_run_id from all_scores").fetchall() == [("demo-bliss-s2/round-01",)]
 
 
 def test_nothing_of_a_corpus_changes_while_it_is_being_ingested_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
