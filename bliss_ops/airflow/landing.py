@@ -44,7 +44,8 @@ class LandOperator(BaseOperator):
         params = context["params"]
         if not params["prefix"]:
             raise AirflowFailException(f"no folder: fill in the form, or set {LANDING} for Airflow to watch one")
-        command = ["bliss", "land", params["prefix"], "--list-only", "--format=json", f"--settle-seconds={params['settle_seconds']}"]
+        options = ["--list-only", "--format=json", f"--settle-seconds={params['settle_seconds']}"]
+        command = ["bliss", "land", *options, "--", params["prefix"]]  # after `--` it cannot become an option of its own
         found = json.loads(run_here(command))
         context["ti"].xcom_push(key=PROBLEMS, value=found["problems"])
         return [trigger(part) for part in found["parts"]]
