@@ -36,7 +36,8 @@ def select(
         outputs: the records of the score shards; each file is held against its own before anything is selected.
 
     Raises:
-        ValueError: a score shard is not what its record says; the token budget is larger than the candidate window, or smaller than one sequence.
+        ValueError: a score shard is not what its record says; or the token budget is larger than the candidate window, or smaller
+            than one sequence.
     """
     check_content(scores, outputs, made_by=f"bliss score {config.name}")
     ordered = sorted(shards)
