@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,6 +103,13 @@ def test_a_broken_file_fails_its_own_folder_alone(lake: Lake, prefix: Path, caps
     assert landing.is_ingested(lake.corpus("sound"))
     assert not landing.is_ingested(lake.corpus("broken"))
     assert [part["corpus"] for part in landed(lake, prefix, capsys)["parts"]] == ["broken"]  # it is not forgotten
+
+    write_gz(broken, rows(30))
+    (problem,) = landed(lake, prefix, capsys)["problems"]
+    assert f"delete {lake.corpus('broken').path} and " in problem
+    shutil.rmtree(lake.corpus("broken").path)  # as it says
+    assert land(lake, prefix) == 0
+    assert landing.is_ingested(lake.corpus("broken"))
 
 
 def test_a_file_written_anew_is_reported_and_not_taken(lake: Lake, prefix: Path, capsys: pytest.CaptureFixture[str]) -> None:
