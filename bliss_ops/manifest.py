@@ -232,6 +232,9 @@ def _make_fenced(
         try:
             with checked_by(check):
                 return worker(shard)
+        except FileNotFoundError:  # its directory may be gone, and the temporary file with it
+            check_begun(directory, fingerprint)
+            raise
         except _MadeMeanwhile:
             record = find_shard(directory, shard)
             assert record is not None
@@ -296,6 +299,24 @@ def describe(directory: UPath, file: str, rows: int | None = None) -> Output:
     with (directory / file).open("rb") as stream:
         sha256 = sha256_of(stream)
         return Output(path=file, bytes=stream.seek(0, 2), sha256=sha256, rows=rows)
+
+
+def check_content(directory: UPath, outputs: Iterable[Output], *, made_by: str) -> None:
+    """Return when every file has the content that its record says.
+
+    Raises:
+        ValueError: one has not; the message names it and how to make it again.
+    """
+    for output in outputs:
+        try:
+            found = describe(directory, output.path)
+        except FileNotFoundError:
+            raise ValueError(f"{directory / output.path} is missing: run `{made_by}` again") from None
+        if found.sha256 != output.sha256:
+            raise ValueError(
+                f"{directory / output.path} is not what was written (sha256 {found.sha256[:12]}, {found.bytes:,} bytes; its record says "
+                f"{output.sha256[:12]}, {output.bytes:,} bytes): delete it and run `{made_by}` again"
+            )
 
 
 def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:

@@ -169,7 +169,7 @@ def select(run: Run, round_number: int) -> Manifest:
     here = run.round(round_number)
     scores = read_manifest(here / "scores", made_by=f"bliss score {run.name} --round {round_number}")
     artifact = Artifact(run.lake, here / "selection", stage="select", identity=identity(run.config.selection), inputs=[scores])
-    return artifact.produce(partial(selection.select, run.config, here / "scores", scores.shards))
+    return artifact.produce(partial(selection.select, run.config, here / "scores", scores.shards, outputs=scores.outputs))
 
 
 def materialize(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:

@@ -1,13 +1,17 @@
-"""Artifacts: skipped when done, resumed when killed, refused when settings changed, repaired when a shard is gone."""
+"""Artifacts: skipped when done, resumed when killed, refused when settings changed, repaired when a shard is gone, fenced off."""
 
+import logging
 import os
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from upath import UPath
 
 from bliss_ops.lake import Lake, atomic_file, write_bytes
-from bliss_ops.manifest import Artifact, ArtifactMismatchError, describe, find_manifest
+from bliss_ops.manifest import Artifact, ArtifactMismatchError, ReplacedError, describe, find_manifest
 from bliss_ops.sharding import ShardRecord
 
 
@@ -128,3 +132,71 @@ def test_a_failed_write_leaves_neither_the_file_nor_a_temporary_one(tmp_path: Pa
     with pytest.raises(OSError, match=r"the disk is full.*file"):
         fail_midway()
     assert list(tmp_path.iterdir()) == []
+
+
+class Meanwhile(Shards):
+    """A worker that writes `content`; something happens right before its first file appears."""
+
+    def __init__(self, directory: UPath, content: bytes, event: Callable[[], object]) -> None:
+        super().__init__(directory)
+        self.content, self.event = content, event
+
+    def __call__(self, shard: int) -> ShardRecord:
+        name = f"shard-{shard:05d}.parquet"
+        with atomic_file(self.directory / name) as file:
+            file.write_bytes(self.content)
+            if not self.made:
+                self.made.append(shard)
+                other = threading.Thread(target=self.event)  # what is said to one thread's files is not said to another's
+                other.start()
+                other.join()
+        return ShardRecord(shard=shard, outputs=[describe(self.directory, name)])
+
+
+def test_a_worker_whose_artifact_was_begun_again_puts_nothing_in_its_place(lake: Lake) -> None:
+    """Cancelled, deleted, fitted again, while an actor of the cancelled run was still at work."""
+    directory = lake.root / "thing"
+
+    def begin_again() -> None:
+        shutil.rmtree(directory.path)
+        artifact(lake, model="new").produce_shards(Shards(directory).worker, [0, 1])
+
+    stale = Meanwhile(directory, b"of the old model", begin_again)
+    with pytest.raises(ReplacedError, match=r"begun again with other settings or inputs.*thrown away"):
+        artifact(lake, model="old").produce_shards(stale.worker, [0, 1])
+    assert (directory / "shard-00000.parquet").read_bytes() == b"x"
+    manifest = find_manifest(directory)
+    assert manifest is not None
+    assert manifest.identity == {"model": "new"}
+    assert not list(Path(directory.path).rglob("*.tmp"))
+
+
+def test_a_worker_whose_artifact_was_deleted_leaves_no_file(lake: Lake) -> None:
+    directory = lake.root / "thing"
+    stale = Meanwhile(directory, b"late", lambda: (directory / "begun.json").unlink())
+    with pytest.raises(ReplacedError, match="was deleted while it was worked on"):
+        artifact(lake).produce_shards(stale.worker, [0])
+    assert not list(Path(directory.path).rglob("*.parquet"))
+
+
+def test_a_shard_that_another_driver_finished_meanwhile_stays_as_it_is(lake: Lake, caplog: pytest.LogCaptureFixture) -> None:
+    """Even where the two differ, as scores of two GPUs do in the last bits: file and record belong together."""
+    directory = lake.root / "thing"
+    late = Meanwhile(directory, b"late", lambda: artifact(lake).produce_shards(Shards(directory).worker, [0, 1]))
+    with caplog.at_level(logging.INFO):
+        manifest = artifact(lake).produce_shards(late.worker, [0, 1])
+    assert caplog.text.count("was made by another worker meanwhile") == 2
+    assert manifest is not None
+    for output in manifest.outputs:
+        assert describe(directory, output.path).sha256 == output.sha256
+    assert (directory / "shard-00001.parquet").read_bytes() == b"xx"
+
+
+def test_a_driver_whose_artifact_was_replaced_writes_no_manifest(lake: Lake) -> None:
+    stale = artifact(lake, a=1)
+    stale.begin()
+    (lake.root / "thing" / "begun.json").unlink()
+    artifact(lake, a=2).begin()
+    with pytest.raises(ReplacedError):
+        stale.commit([])
+    assert find_manifest(lake.root / "thing") is None
