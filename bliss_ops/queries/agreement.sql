@@ -3,8 +3,8 @@
 -- parameter sample (integer) = 20000: about so many sequences
 with runs as (select r.score_run_id from score_runs r
               where r.sequence_set = (select sequence_set from score_runs where score_run_id = $score_run)),
-     rate as (select greatest(1, max(num_sequences) // $sample) as one_of from score_runs where score_run_id in (from runs)),
-     sampled as (select s.score_run_id, s.sequence_id, s.score from all_scores s
+     rate as (select greatest(1, max(num_sequences) // $sample)::ubigint as one_of from score_runs where score_run_id in (from runs)),
+     sampled as materialized (select s.score_run_id, s.sequence_id, s.score from all_scores s
                  where s.score_run_id in (from runs) and hash(s.sequence_id) % (select one_of from rate) = 0),
      pairs as (select x.score_run_id as a, y.score_run_id as b, x.score as score_a, y.score as score_b
                from sampled x join sampled y on y.sequence_id = x.sequence_id and x.score_run_id < y.score_run_id),

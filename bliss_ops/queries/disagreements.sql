@@ -1,14 +1,15 @@
 -- On which sequences do two score runs disagree most, in standard deviations of each?
 -- parameter a (score run) = newest: one score run
 -- parameter b (score run) = previous: the other
--- parameter one_of (integer) = 1: look at one of so many sequences, chosen by a hash of the id
+-- parameter sample (integer) = 1000000: look at about so many sequences, chosen by a hash of the id
 -- parameter limit (integer) = 20: rows at most
-with x as (select s.sequence_id, s.score, (s.score - m.mean) / nullif(m.standard_deviation, 0) as deviations
+with rate as (select greatest(1, num_sequences // $sample)::ubigint as one_of from score_runs where score_run_id = $a),
+     x as (select s.sequence_id, s.score, (s.score - m.mean) / nullif(m.standard_deviation, 0) as deviations
            from all_scores s join run_summaries m using (score_run_id)
-           where s.score_run_id = $a and hash(s.sequence_id) % $one_of = 0),
+           where s.score_run_id = $a and hash(s.sequence_id) % (select one_of from rate) = 0),
      y as (select s.sequence_id, s.score, (s.score - m.mean) / nullif(m.standard_deviation, 0) as deviations
            from all_scores s join run_summaries m using (score_run_id)
-           where s.score_run_id = $b and hash(s.sequence_id) % $one_of = 0),
+           where s.score_run_id = $b and hash(s.sequence_id) % (select one_of from rate) = 0),
      farthest as (select sequence_id, x.score as score_a, y.score as score_b, x.deviations as deviations_a, y.deviations as deviations_b,
                          x.deviations - y.deviations as difference
                   from x join y using (sequence_id)

@@ -30,7 +30,7 @@ BASELINE = "random"
 STYLES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 SAMPLE = 50_000  # sequences whose ranks are correlated: a standard error of 0.004
 MOST_SOURCES = 40
-SAMPLED = "select sequence_id, score::double as score from candidates where hash(sequence_id) % $one_of = 0 order by sequence_id"
+SAMPLED = "select sequence_id, score::double as score from candidates where hash(sequence_id) % $one_of::ubigint = 0 order by sequence_id"
 NOT_SETTINGS = ("name", "recipe", "description", "method", "seed", "compare_with")
 
 

@@ -84,7 +84,7 @@ def test_disagreements(lake: Lake) -> None:
     swapped = rows(lake, "disagreements", a=DOWN, b=UP, limit=1)[0]
     assert (swapped["score_a"], swapped["difference"]) == (29, pytest.approx(-first["difference"]))
     assert len(rows(lake, "disagreements", limit=1000)) == 60
-    assert 5 < len(rows(lake, "disagreements", limit=1000, one_of=4)) < 30
+    assert 5 < len(rows(lake, "disagreements", limit=1000, sample=15)) < 30
 
 
 def test_disagreeing_sources(lake: Lake) -> None:
@@ -141,8 +141,11 @@ def test_drift(lake: Lake) -> None:
     for number, row in enumerate(found):
         mine = [one for one in range(20) if one % 3 == number]
         assert row["score"] == pytest.approx(np.mean([score[one] + 1000 * shard for one in mine for shard in (0, 1)]))
-        assert (row["num_documents"], row["num_tokens"]) == (2 * len(mine), 48 * len(mine))
+        assert (row["num_documents"], row["share_of_tokens"]) == (2 * len(mine), pytest.approx(len(mine) / 20))
         assert row["share_selected"] == pytest.approx(sum(selected[one] for one in mine) / (48 * len(mine)))
+    sampled = rows(lake, "drift", sample=20)
+    assert [row["month"] for row in sampled] == ["2024-01", "2024-02", "2024-03"]
+    assert [row["score"] for row in sampled] != [row["score"] for row in found]
     assert found[0]["change"] is None
     assert found[1]["change"] == pytest.approx(found[1]["score"] - found[0]["score"])
 
