@@ -131,14 +131,14 @@ def order_statistics(
         coarse += np.bincount(_in_group(group_N, _ordered_bits(score_N) >> 16), minlength=len(coarse))
     found = {(group, k): _bin_of_kth(coarse[group << 16 : (group + 1) << 16], k, 0) for group, ks in ranks.items() for k in ks}
     bins = sorted({group << 16 | high for (group, _), (_, high) in found.items()})
-    slot_of_bin = np.full(num_groups << 16, len(bins), np.int64)
-    slot_of_bin[bins] = np.arange(len(bins))
+    slot_of_bin, is_wanted = np.zeros(num_groups << 16, np.int64), np.zeros(num_groups << 16, bool)
+    slot_of_bin[bins], is_wanted[bins] = np.arange(len(bins)), True
     fine = np.zeros(len(bins) << 16, np.int64)
     for group_N, score_N in batches():
         bits_N = _ordered_bits(score_N)
-        slot_N = slot_of_bin[_in_group(group_N, bits_N >> 16)]
-        wanted_N = slot_N < len(bins)
-        fine += np.bincount(slot_N[wanted_N] << 16 | (bits_N[wanted_N] & 0xFFFF), minlength=len(fine))
+        bin_N = _in_group(group_N, bits_N >> 16)
+        wanted_N = is_wanted[bin_N]
+        fine += np.bincount(slot_of_bin[bin_N[wanted_N]] << 16 | (bits_N[wanted_N] & 0xFFFF), minlength=len(fine))
     statistics = {}
     for (group, k), (above_bin, high) in found.items():
         slot = slot_of_bin[group << 16 | high]
@@ -185,7 +185,8 @@ def _num_rows(directory: UPath, shard: int) -> int:
 def _ordered_bits(score_N: np.ndarray) -> np.ndarray:
     """float32 to uint32 so that the integers sort like the floats; -0.0 and 0.0 are one number."""
     bits = (score_N + np.float32(0)).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(0x80000000))
+    flipped = (bits.view(np.int32) >> 31).view(np.uint32) | np.uint32(0x80000000)  # all bits of a negative number, else its sign
+    return bits ^ flipped
 
 
 def _float_of(ordered_bits: int) -> np.float32:

@@ -34,14 +34,13 @@ class Examples:
         self.best, self.worst = _Candidates(PER_CATEGORY, np.float32), _Candidates(PER_CATEGORY, np.float32)
 
     def add(self, id_N: np.ndarray, score_N: np.ndarray, selected_id_M: np.ndarray, selected_score_M: np.ndarray) -> None:
-        hash_N = _hash(id_N)
-        few = _smallest(hash_N, SAMPLE)
-        is_selected = np.isin(id_N[few], selected_id_M)
-        self.sample.add(hash_N[few], id_N[few], score_N[few], is_selected)
-        few = _smallest(hash_M := _hash(selected_id_M), PER_CATEGORY)
+        hash_N, hash_M = _hash(id_N), _hash(selected_id_M)
+        few = self.sample.positions(hash_N)
+        self.sample.add(hash_N[few], id_N[few], score_N[few], np.isin(id_N[few], selected_id_M))
+        few = self.selected.positions(hash_M)
         self.selected.add(hash_M[few], selected_id_M[few], selected_score_M[few])
         for candidates, key_N in ((self.best, -score_N), (self.worst, score_N)):
-            few = _smallest_in_order(key_N, PER_CATEGORY)
+            few = candidates.positions(key_N)
             candidates.add(key_N[few], id_N[few], score_N[few])
 
     def rows(self, con: "DuckDBPyConnection", names: dict[str, str], ends: list[OrderStatistic]) -> list[dict[str, Any]]:
@@ -73,6 +72,13 @@ class _Candidates:
         self.id = np.empty(0, np.int64)
         self.score, self.is_selected = np.empty(0, np.float32), np.empty(0, bool)
 
+    def positions(self, key: np.ndarray) -> np.ndarray:
+        """Which of a shard's sequences may enter; shards come in the order of their ids, so an equal key comes too late."""
+        if len(self.id) < self.limit:
+            return _smallest(key, self.limit)
+        few: np.ndarray = np.flatnonzero(key < self.key[-1])
+        return np.take(few, _smallest(key[few], self.limit))
+
     def add(self, key: np.ndarray, id: np.ndarray, score: np.ndarray, is_selected: np.ndarray | None = None) -> None:  # noqa: A002
         is_selected = np.zeros(len(id), bool) if is_selected is None else is_selected
         key, id = np.concatenate([self.key, key]), np.concatenate([self.id, id])  # noqa: A001
@@ -95,12 +101,7 @@ def _hash(id_N: np.ndarray) -> np.ndarray:
 
 
 def _smallest(key_N: np.ndarray, limit: int) -> np.ndarray:
-    """Positions of the `limit` smallest keys, in no order."""
-    return np.argpartition(key_N, limit)[:limit] if len(key_N) > limit else np.arange(len(key_N))
-
-
-def _smallest_in_order(key_N: np.ndarray, limit: int) -> np.ndarray:
-    """The same, and of equal keys at the limit the first ones."""
+    """Positions of the `limit` smallest keys, and of equal ones at the limit the first."""
     if len(key_N) <= limit:
         return np.arange(len(key_N))
     last = np.partition(key_N, limit - 1)[limit - 1]
