@@ -55,7 +55,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.step:
         figures = STEPS[arguments.step](Lake.open(arguments.lake), arguments)
-        print(json.dumps(figures | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        print(json.dumps(figures | {"cpu_seconds": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss >> 10}))
         return 0
     result: Figures = {}
     for rows in arguments.rows:
@@ -85,6 +86,7 @@ def measure(rows: int, arguments: argparse.Namespace, scratch: str) -> Figures:
         "rows": rows,
         "load_seconds": loaded["load_seconds"],
         "summary_seconds": loaded["summary_seconds"],
+        "load_cpu_seconds": loaded["cpu_seconds"],
         "load_peak_mb": loaded["peak_mb"],
         "publish_seconds": best["publish"]["seconds"],
         "publish_by_copy_from_database_seconds": best["copy"]["seconds"],
