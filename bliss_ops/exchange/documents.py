@@ -34,7 +34,8 @@ def make_worker(selected: Selected, directory: UPath, format_name: str, min_shar
 
     def export_shard(shard: int) -> ShardRecord:
         shares = document_shares(selected, shard)
-        chosen_D = shares.num_selected_tokens_D >= np.maximum(min_share * shares.num_tokens_D, 1)
+        least_D = np.maximum(np.ceil(min_share * shares.num_tokens_D - 1e-6), 1)  # 0.7 of 10 is 7.000...01
+        chosen_D = shares.num_selected_tokens_D >= least_D
         metrics: dict[str, int | float] = {
             "num_documents": int(chosen_D.sum()),
             "num_tokens": int(shares.num_tokens_D[chosen_D].sum()),

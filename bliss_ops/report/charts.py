@@ -305,9 +305,10 @@ def svg(frame: Frame, title: str, parts: Sequence[str], *, fixed: bool = False) 
     """The parts as one figure, as wide as the page unless `fixed`; what was text from outside has been escaped by then."""
     box = f'viewBox="0 0 {frame.width:.0f} {frame.height:.0f}"'
     style = "chart broad" if frame.width > 600 else "chart"  # broad charts scroll on a narrow screen, instead of shrinking past legibility
-    if fixed:
-        style, box = "chart fixed", f'{box} width="{frame.width:.0f}" height="{frame.height:.0f}"'
-    return Markup(f'<svg class="{style}" {box} role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>')  # noqa: S704
+    role = "img"
+    if fixed:  # a table of numbers: they are read out one by one
+        style, box, role = "chart fixed", f'{box} width="{frame.width:.0f}" height="{frame.height:.0f}"', "group"
+    return Markup(f'<svg class="{style}" {box} role="{role}" aria-label="{escape(title)}">{"".join(parts)}</svg>')  # noqa: S704
 
 
 def ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:

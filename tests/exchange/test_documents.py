@@ -30,7 +30,7 @@ def expected_documents(run: Run, min_share: float) -> list[dict[str, Any]]:
         for document in pq.read_table(shard_file(run.corpus.documents, shard).path).to_pylist():
             mine = pieces.get(document["document_id"], [])
             total, selected = sum(n for _, n in mine), sum(n for sequence, n in mine if sequence in chosen)
-            if selected and selected >= min_share * total:
+            if selected and selected / total >= min_share:
                 mean = sum(n * score[sequence] for sequence, n in mine) / total
                 found.append({"document_id": document["document_id"], "text": document["text"], "url": document["url"], "score": mean})
                 found[-1] |= {"num_tokens": total, "num_selected_tokens": selected}
