@@ -138,10 +138,7 @@ class DocumentFacts:
     def lengths(self) -> list[Band]:
         """The spread of scores among documents of each length, by powers of two."""
         rows = self.facts.con.execute(LENGTHS).fetchall()
-        return [
-            Band(f"{_size(1 << power)}\N{EN DASH}{_size(2 << power)}", count, low, middle, high, mean)
-            for power, count, (low, middle, high), mean in rows
-        ]
+        return [Band(_range(1 << power, 2 << power), count, low, middle, high, mean) for power, count, (low, middle, high), mean in rows]
 
     def deciles(self) -> list[Decile]:
         """Tenths of the sequences by score, with a few examples each. Scores that are tied share a decile."""
@@ -179,6 +176,12 @@ class DocumentFacts:
             excerpt = _printable(text.text.strip()) + ("\N{HORIZONTAL ELLIPSIS}" if text.is_cut else "")
             shown.append(Document(document_id, score, num_tokens, text.source, text.url, excerpt))
         return shown
+
+
+def _range(low: int, high: int) -> str:
+    """From one power of two to another, the unit once where both have the same: 512 to 1k, 1 to 2k."""
+    first, last = _size(low), _size(high)
+    return f"{first[:-1] if first[-1] == last[-1] in 'kM' else first}\N{EN DASH}{last}"
 
 
 def _size(tokens: int) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from bliss_ops import report
 from bliss_ops.lake import Lake, Run
+from bliss_ops.report import documents
 from bliss_ops.report.documents import DocumentFacts
 from bliss_ops.report.facts import Facts
 from tests.lakes import make_corpus, make_run
@@ -56,6 +57,11 @@ def test_lengths_are_powers_of_two(facts: DocumentFacts) -> None:
     assert (band.name, band.num_members) == ("16\N{EN DASH}32", 40)
     assert [band.low, band.middle, band.high] == pytest.approx(np.quantile(scores, [0.1, 0.5, 0.9]).tolist())
     assert band.mean == pytest.approx(514.5)
+
+
+def test_lengths_carry_their_unit_once() -> None:
+    found = [documents._range(1 << power, 2 << power) for power in (0, 8, 9, 10, 17, 19, 20)]
+    assert [name.replace("\N{EN DASH}", "-") for name in found] == ["1-2", "256-512", "512-1k", "1-2k", "128-256k", "512k-1M", "1-2M"]
 
 
 def test_deciles_hold_a_tenth_each_and_examples_of_their_own(facts: DocumentFacts) -> None:
