@@ -6,7 +6,8 @@
 
 Rows are generated: normal scores in shards of at most two million sequences, in Parquet with manifests, in a scratch lake that is
 removed at the end. Every step is a process of its own, so its peak memory (resident set, with Arrow's and Python's) is its own. What is
-compared is measured A B A B. `topk` is the pipeline's own selection, from Parquet to Parquet. Ends with one line of JSON, of the largest size.
+compared is measured A B A B. `topk` is the selection of the pipeline, from Parquet to Parquet. Ends with one line of JSON, of the last
+size.
 """
 
 import argparse

@@ -6,6 +6,7 @@ be in the tables that no file backs. Tables are scanned once each, files are rea
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ def _parts(
     checked: Checked,
 ) -> Iterator[str]:
     """Each part: its file, its ledger row, its rows."""
-    unloaded: dict[tuple[str, str], int] = {}
+    unloaded: dict[str, Counter[str]] = {}
     progress = Progress("store check", sum(part.file is not None for part in parts.values()), "files", seconds_between_lines=5.0)
     for key, part in parts.items():
         expected: tuple[int, int | None] = (1, None)
@@ -95,13 +96,13 @@ def _parts(
         sha256, num_rows = ledger.get(key, (None, 0))
         in_table = found[part.kind.name].get(key, (0, None))
         if sha256 != part.sha256:
-            unloaded[part.kind.name, part.owner] = unloaded.get((part.kind.name, part.owner), 0) + 1
+            unloaded.setdefault(part.owner, Counter())[part.kind.name] += 1
         elif in_table[0] != num_rows:
             yield f"{_named(key)}: the ledger has {num_rows:,} rows, the table {in_table[0]:,}: {REBUILD}"
         elif part.file is not None and expected[1] is not None and in_table != expected:
             yield f"{_named(key)}: the rows in the table are not those of {part.file}: {REBUILD}"
-    for (kind, owner), count in unloaded.items():
-        yield f"{owner}: {count} shards of {kind} are not in the snapshot as they are in Parquet: {_way_to_load(owner)}"
+    for owner, kinds in unloaded.items():
+        yield f"{owner}: not in the snapshot as in Parquet ({_counted(kinds)}): {_way_to_load(owner)}"
 
 
 def _of_file(con: "DuckDBPyConnection", part: Part) -> tuple[int, int]:
@@ -120,16 +121,19 @@ def _of_no_file(
     score_runs: dict[str, ScoreRun],
 ) -> Iterator[str]:
     """What the ledger or a table has and the lake has not; one line for each owner and kind."""
-    extra: dict[tuple[str, str], list[int]] = {}
+    extra: dict[str, Counter[str]] = {}
     for key in sorted(ledger.keys() | {key for of_kind in found.values() for key in of_kind}):
         if key not in ledger:
             yield f"{_named(key)}: rows are in the table that the ledger knows nothing of: {REBUILD}"
         elif key not in parts:
-            extra.setdefault((key[0], key[1]), []).append(key[2])
-    for (kind, owner), shards in extra.items():
+            extra.setdefault(key[1], Counter())[key[0]] += 1
+    for owner, kinds in extra.items():
         score_run = score_runs.get(owner)
-        why = "is of former content of its corpus" if score_run and score_run.is_former else "no Parquet backs it (any more)"
-        yield f"{owner}: {kind} of {len(shards)} shards is in the store, but {why}: {REBUILD}, which leaves it out"
+        if score_run and score_run.refusal is None:
+            yield f"{owner}: in the store but no longer in its directory ({_counted(kinds)}): {_way_to_load(owner)}"
+        else:
+            why = "of former content of its corpus" if score_run and score_run.is_former else "with no Parquet behind it"
+            yield f"{owner}: in the store {why} ({_counted(kinds)}): {REBUILD}, which leaves it out"
 
 
 def _summaries(con: "DuckDBPyConnection", wanted: dict[str, ScoreRun], ledger: dict[Key, tuple[str, int]]) -> Iterator[str]:
@@ -162,6 +166,11 @@ def _two_files(con: "DuckDBPyConnection") -> Iterator[str]:
 def _named(key: Key) -> str:
     kind, owner, shard = key
     return f"{kind} of {owner}, shard {shard}"
+
+
+def _counted(kinds: Counter[str]) -> str:
+    """`scores: 2, selections: 1`, in shards."""
+    return ", ".join(f"{kind}: {count}" for kind, count in sorted(kinds.items()))
 
 
 def _way_to_load(owner: str) -> str:

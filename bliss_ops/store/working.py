@@ -146,14 +146,14 @@ def publish(con: "DuckDBPyConnection", lake: Lake) -> bool:
 
 def copy_bytes(source: Path, target: Path) -> None:
     """By the kernel: shared blocks where the file system can (XFS, btrfs), else without a way through this process."""
-    with source.open("rb") as reader, target.open("wb") as writer:
-        try:
+    try:
+        with source.open("rb") as reader, target.open("wb") as writer:
             while os.copy_file_range(reader.fileno(), writer.fileno(), 1 << 30):
                 pass
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            shutil.copyfile(source, target)  # across file systems, on kernels that do not
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        shutil.copyfile(source, target)  # across file systems, on kernels that do not
     assert target.stat().st_size == source.stat().st_size, f"{target} is not all of {source}"
 
 
@@ -194,7 +194,7 @@ def _attach(con: "DuckDBPyConnection", path: Path) -> None:
             con.execute(statement)
             return
         except duckdb.IOException as error:
-            if "lock" not in str(error):
+            if "Could not set lock" not in str(error):
                 raise ValueError(
                     f"{path} cannot be opened: {error}\nRun `bliss store rebuild`, it makes the file again from Parquet."
                 ) from error

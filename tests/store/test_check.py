@@ -92,6 +92,10 @@ def change_the_scores(lake: Lake) -> None:
     make_round(lake.run("demo-bliss-s0"), 1, lambda shard, rows: rows * 2.0 + shard)
 
 
+def take_the_selection_back(lake: Lake) -> None:
+    (lake.run("demo-bliss-s0").round(1) / "selection" / "manifest.json").unlink()
+
+
 def change_the_corpus(lake: Lake) -> None:
     make_corpus(lake.root, num_sequences=36)
 
@@ -117,9 +121,13 @@ def half_load_a_run(lake: Lake) -> None:
         (change_a_row, f"scores of {ROUND}, shard 0: the rows in the table are not those of "),
         (swap_two_documents, "spans of tiny/sequences-bpe512-16, shard 0: the rows in the table are not those of "),
         (add_rows_of_nobody, "scores of nobody/round-01, shard 0: rows are in the table that the ledger knows nothing of"),
-        (delete_a_run, "demo-random-s0/round-01: scores of 2 shards is in the store, but no Parquet backs it (any more)"),
-        (change_the_scores, f"{ROUND}: 2 shards of scores are not in the snapshot as they are in Parquet: run `bliss load demo-bliss-s0"),
-        (change_the_corpus, f"{ROUND}: scores of 2 shards is in the store, but is of former content of its corpus"),
+        (delete_a_run, "demo-random-s0/round-01: in the store with no Parquet behind it (evaluations: 1, score_runs: 1, scores: 2, "),
+        (change_the_scores, f"{ROUND}: not in the snapshot as in Parquet (score_runs: 1, scores: 2, selection_counts: 1, "),
+        (
+            take_the_selection_back,
+            f"{ROUND}: in the store but no longer in its directory (selection_counts: 1, selections: ",
+        ),
+        (change_the_corpus, f"{ROUND}: in the store of former content of its corpus (evaluations: 1, "),
         (change_a_summary, f"{ROUND}: its summaries are not of what is loaded"),
         (change_the_snapshot_alone, "table evaluations of the snapshot is not that of the working file"),
         (half_load_a_run, f"{ROUND}: was loaded in part only and is left out of the snapshot: run `bliss load demo-bliss-s0 --round 1`"),
