@@ -170,12 +170,12 @@ def topk(lake: Lake, _: argparse.Namespace) -> Figures:
 
 
 def ordered(lake: Lake, _: argparse.Namespace) -> Figures:
-    """The same rows by `order by ... limit` in DuckDB, memory limit as the store's."""
+    """The same rows by `order by ... limit` in DuckDB, which may use 2 GB."""
     run = _run(lake, 0)
     scores = read_manifest(run.round(1) / "scores", made_by="generate")
     files = [str(shard_file(run.round(1) / "scores", shard)) for shard in scores.shards]
     target, k = Path(lake.root.path) / "ordered.parquet", selection.num_to_keep(run.config, scores.metrics["num_sequences"])
-    con = duckdb.connect(config={"memory_limit": working.MEMORY_LIMIT, "temp_directory": str(lake.root / "spill")})
+    con = duckdb.connect(config={"memory_limit": "2GB", "temp_directory": str(lake.root / "spill")})
     begun = time.perf_counter()
     con.execute(BY_ORDER.format(k=k, file=target), {"files": files})
     return {"seconds": time.perf_counter() - begun, "selected": k}

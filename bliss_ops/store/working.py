@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 60.0
-MEMORY_LIMIT = "2GB"  # enough for 200 million rows; the rest of the machine belongs to training
+MEMORY_LIMIT = "1500MB"  # with Arrow and Python beside it, a loader stays under 2 GB; the rest of the machine belongs to training
 FORMAT = "v1.5.0"  # the oldest DuckDB that reads the snapshot
 FORMAT_OF_WORKING = "select tags['storage_version'] from duckdb_databases() where database_name = 'working'"
 NO_SPACE = ("No space left", "File too large")
