@@ -48,7 +48,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return make_lake(tmp_path_factory.mktemp("browser") / "lake")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not session: playwright keeps an event loop running, which other packages' tests could not start
 def browser() -> "Iterator[Browser]":
     if find_spec("playwright") is None:
         pytest.skip("playwright is not installed: pip install 'bliss-ops[dev]'")
