@@ -12,30 +12,12 @@ import pytest
 from bliss_ops import pipeline
 from tests.corpus.corpora import configure, contents, json_lines, rows, write_gz
 
-moto_server = pytest.importorskip("moto.server")
-
 BUCKET = "shards"
 
 
-@pytest.fixture(scope="module")
-def s3():
-    """A mock S3 on the loopback interface, named by the usual environment variables."""
-    import s3fs
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        store = s3fs.S3FileSystem()
-        store.mkdir(BUCKET)
-        yield store
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+@pytest.fixture(scope="module", autouse=True)
+def bucket(s3):
+    s3.mkdir(BUCKET)
 
 
 def ingest(lake, source):

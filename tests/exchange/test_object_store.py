@@ -1,6 +1,5 @@
 """Exports go to S3, and scores come from there; the mock server is a server all the same."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,10 @@ from bliss_ops.lake import Run
 from tests.corpus.corpora import contents
 from tests.lakes import make_corpus
 
-moto_server = pytest.importorskip("moto.server")
 
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    import s3fs
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        store = s3fs.S3FileSystem()
-        store.mkdir("exchange")
-        yield store
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+@pytest.fixture(scope="module", autouse=True)
+def bucket(s3: Any) -> None:
+    s3.mkdir("exchange")
 
 
 def test_an_export_to_s3_is_the_one_to_disk(run: Run, tmp_path: Path, s3: Any) -> None:

@@ -1,6 +1,5 @@
 """Landing from a bucket prefix into a lake on an object store."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,11 @@ from bliss_ops import landing
 from bliss_ops.lake import Lake
 from tests.corpus.corpora import json_lines, rows
 
-moto_server = pytest.importorskip("moto.server")
 
-
-@pytest.fixture
-def s3() -> Iterator[Any]:
-    """A mock S3 on the loopback interface with the buckets `drop` and `lake`."""
-    import s3fs
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        store = s3fs.S3FileSystem()
-        for bucket in ("drop", "lake"):
-            store.mkdir(bucket)
-        yield store
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+@pytest.fixture(autouse=True)
+def buckets(s3: Any) -> None:
+    for bucket in ("drop", "lake"):
+        s3.mkdir(bucket)
 
 
 def test_objects_below_a_prefix_become_corpora(s3: Any, tmp_path: Path) -> None:

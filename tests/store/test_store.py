@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,29 +293,10 @@ def test_a_lake_on_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not store.sync(run)["published"]
 
 
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """A mock S3 on the loopback interface, with one bucket."""
-    moto_server = pytest.importorskip("moto.server")
-    import s3fs
-
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name, value in {"ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test", "DEFAULT_REGION": "us-east-1"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("lake")
-        yield "s3://lake/here"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
-
-
-def test_a_snapshot_on_s3_is_replaced_as_a_whole(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_on_s3_is_replaced_as_a_whole(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(working.tempfile, "gettempdir", lambda: str(tmp_path))
-    lake = make_corpus(bucket)
+    s3.mkdir("lake")
+    lake = make_corpus("s3://lake/here")
     run = make_run(lake)
     assert store.sync(run)["published"]
     with open_snapshot(lake) as before:
