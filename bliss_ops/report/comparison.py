@@ -232,7 +232,7 @@ def _histogram(member: Member) -> Markup:
     assert shown is not None
     threshold = member.counts["threshold"]
     title = f"Scores of {member.run.name}"
-    return charts.histogram(shown.edges, shown.counts, shown.counts_selected, threshold, title=title, width=340, height=170)
+    return charts.histogram(shown.edges, shown.counts, shown.counts_selected, threshold, title=title, width=520, height=220)
 
 
 def _kept(members: Sequence[Member]) -> Markup | None:
