@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
         default=0.5,
         help="jsonl, parquet: a document counts when this share of its tokens is selected (%(default)s)",
     )
-    export.add_argument("--compression", choices=("zstd", "gzip", "none"), default="zstd", help="jsonl, parquet (%(default)s)")
+    export.add_argument("--compression", choices=("zstd", "gzip", "none"), help="of documents (default: zstd for parquet, gzip for jsonl)")
     export.add_argument(
         "--end-pieces", action="store_true", help="nanogpt, megatron: end documents that the selection cuts with end-of-text"
     )

@@ -26,7 +26,7 @@ def export(
     format_name: Format = "parquet",
     *,
     min_share: float = 0.5,
-    compression: Compression = "zstd",
+    compression: Compression | None = None,
     end_pieces: bool = False,
     validation_fraction: float = 0.0,
 ) -> Manifest:
@@ -38,7 +38,7 @@ def export(
         output: a directory, local or on an object store; made when missing.
         format_name: `jsonl` or `parquet` (documents), `nanogpt` or `megatron` (tokens).
         min_share: documents: the least share of a document's tokens that must be in selected sequences.
-        compression: documents: of the files.
+        compression: documents: of the files; zstd for Parquet and gzip for JSON lines unless given, which every reader of theirs opens.
         end_pieces: tokens: end a document that the selection cuts with an end-of-text token.
         validation_fraction: nanogpt: share of the documents whose tokens go to `val.bin`.
 
@@ -49,6 +49,7 @@ def export(
         ValueError: a setting is out of bounds, the selection is not finished, or nothing is left to write.
         ArtifactMismatchError: `output` holds an export with other settings.
     """
+    compression = compression or ("gzip" if format_name == "jsonl" else "zstd")
     _check(format_name, min_share, compression, validation_fraction)
     directory = _absolute(output)
     selected = Selected(run, round_number)

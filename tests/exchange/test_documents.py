@@ -38,9 +38,12 @@ def expected_documents(run: Run, min_share: float) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("format_name", "compression"), [("parquet", "zstd"), ("jsonl", "zstd"), ("jsonl", "gzip"), ("jsonl", "none"), ("parquet", "none")]
+    ("format_name", "compression"),
+    [("parquet", None), ("jsonl", None), ("jsonl", "zstd"), ("jsonl", "gzip"), ("jsonl", "none"), ("parquet", "none")],
 )
 def test_datasets_loads_the_directory(run: Run, tmp_path: Path, format_name: Any, compression: Any) -> None:
+    if (format_name, compression) == ("jsonl", "zstd"):
+        pytest.importorskip("zstandard", reason="fsspec reads .zst with the package zstandard, which we do not need")
     output = tmp_path / "chosen"
     manifest = export(run, 1, str(output), format_name, compression=compression)
     expected = expected_documents(run, 0.5)
