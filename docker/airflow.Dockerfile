@@ -14,7 +14,7 @@ RUN useradd --create-home --uid 50000 bliss \
 WORKDIR /opt/bliss
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY bliss_ops ./bliss_ops
-RUN pip install -c constraints.txt ".[airflow,ray]" apache-airflow-providers-postgres asyncpg psycopg2-binary
+RUN pip install -c constraints.txt ".[airflow,ray,explore]" apache-airflow-providers-postgres asyncpg psycopg2-binary
 COPY dags ./dags
 
 USER 50000
