@@ -71,8 +71,8 @@ def _import(corpus: Corpus, name: str, file: str, id_name: Id, id_column: str, s
     if manifest := artifact.finished():
         return manifest
     with TemporaryDirectory(prefix="bliss-import-") as scratch:
-        staged = _stage(files, Path(scratch), id_column, score_column)
         known = _Known(corpus, id_name, frozenset(sequences.shards))
+        staged = _stage(files, Path(scratch), id_column, score_column, known)
         shards = [shard for shard in sorted(staged.shards) if len(known.scores(shard, *staged.read(shard))[0])]
         if not shards:
             raise ValueError(f"{file} scores no sequence of corpus {corpus.name!r}")
@@ -100,6 +100,14 @@ class _Known:
     id_name: Id
     shards: frozenset[int]
 
+    def refuse(self, unknown_N: Int64s, among: str) -> None:
+        """Raise ValueError when there are any ids that the corpus does not have."""
+        if len(unknown_N):
+            raise ValueError(
+                f"{len(unknown_N):,} of {among} are no {self.id_name} of corpus {self.corpus.name!r}, the first is {unknown_N[0]}: an id "
+                f"is its shard times {ROWS_PER_SHARD:,} plus its row; if they are ids of another kind, say so with --id"
+            )
+
     def scores(self, shard: int, ids_N: Int64s, score_N: np.ndarray) -> tuple[Int64s, np.ndarray]:
         """Ids and float32 scores of the shard's sequences that have one, from the rows of the file, which are sorted by id.
 
@@ -112,13 +120,8 @@ class _Known:
                 "example their mean"
             )
         directory = self.corpus.sequences if self.id_name == "sequence_id" else self.corpus.documents
-        known = _column(directory, shard, self.id_name) if shard in self.shards else np.zeros(0, np.int64)
-        if len(unknown := ids_N[~np.isin(ids_N, known)]):
-            raise ValueError(
-                f"{len(unknown):,} of the {len(ids_N):,} ids of shard {shard} are no {self.id_name} of corpus {self.corpus.name!r}, the "
-                f"first is {unknown[0]}: an id is its shard times {ROWS_PER_SHARD:,} plus its row; if they are ids of another kind, say so "
-                "with --id"
-            )
+        known = _column(directory, shard, self.id_name)
+        self.refuse(ids_N[~np.isin(ids_N, known)], f"the {len(ids_N):,} ids of shard {shard}")
         if self.id_name == "sequence_id":
             return ids_N, score_N
         spans = self.corpus.sequences / "spans"
@@ -154,11 +157,13 @@ class _Staged:
         return rows_N["id"], rows_N["score"] + np.float32(0)  # -0.0 becomes 0.0
 
 
-def _stage(files: list[Address], scratch: Path, id_column: str, score_column: str) -> _Staged:
-    staged = _Staged(scratch)
+def _stage(files: list[Address], scratch: Path, id_column: str, score_column: str, known: _Known) -> _Staged:
+    """Deal the rows out; ids of shards that the corpus does not have are refused first, or each would get a file of its own."""
+    staged, shards = _Staged(scratch), np.array(sorted(known.shards))
     for address in files:
         with readable(address.uri, address.scheme), address.open() as stream:
             for ids_B, score_B in _batches(address.uri, stream, id_column, score_column):
+                known.refuse(ids_B[~np.isin(ids_B // ROWS_PER_SHARD, shards)], f"{len(ids_B):,} ids in {address.uri}")
                 staged.append(ids_B, score_B)
     return staged
 
