@@ -51,13 +51,11 @@ class Lake:
 
     def run_names(self) -> list[str]:
         """Names of all configured runs, sorted."""
-        runs = self.root / "runs"
-        return sorted(p.name for p in runs.iterdir() if (p / "config.json").exists()) if runs.exists() else []
+        return _configured(self.root / "runs")
 
     def corpus_names(self) -> list[str]:
         """Names of all configured corpora, sorted."""
-        corpora = self.root / "corpora"
-        return sorted(p.name for p in corpora.iterdir() if (p / "config.json").exists()) if corpora.exists() else []
+        return _configured(self.root / "corpora")
 
     def further_scores(self, corpus: str, name: str) -> UPath:
         """`scores/<corpus>/<name>`: scores of a corpus that are no round's own, made by re-scoring or imported."""
@@ -263,6 +261,11 @@ def write_parquet(path: UPath, table: "pa.Table", *, row_group_size: int | None 
 
     with atomic_file(path) as file:
         pq.write_table(table, file, row_group_size=row_group_size, compression="zstd")
+
+
+def _configured(directory: UPath) -> list[str]:
+    """Names of the sub-directories that have a config, sorted."""
+    return sorted(path.name for path in directory.iterdir() if (path / "config.json").exists()) if directory.exists() else []
 
 
 def _read_config(model: type[SettingsT], path: UPath, missing: str) -> SettingsT:

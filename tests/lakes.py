@@ -148,6 +148,7 @@ def make_round(run: Run, round_number: int, score: ScoreOf, losses: tuple[float,
             "num_ties_at_threshold": ties,
             "num_ties_kept": kept["score"].to_pylist().count(threshold),
             "num_tokens": len(kept) * T,
+            "shards": sorted({i // ROWS_PER_SHARD for i in kept["sequence_id"].to_pylist()}),
         }
 
     def pretrain(directory: UPath) -> tuple[list[str], dict[str, Any]]:

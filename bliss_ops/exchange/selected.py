@@ -4,7 +4,6 @@ A selection is of sequences, not of documents: a sequence holds pieces of severa
 sequences of which some may be selected. One shard at a time is in memory: its ids and spans, and one batch of its tokens.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,6 @@ from bliss_ops.lake import Run, shard_file
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
 from bliss_ops.schemas import SCORES, SEQUENCES_PER_ROW_GROUP
 
-_SHARD = re.compile(r"shard-(\d+)[.]parquet")
 _BATCH_ROWS = 16 * SEQUENCES_PER_ROW_GROUP
 
 
@@ -55,11 +53,10 @@ class Selected:
     def documents(self) -> Manifest:
         return read_manifest(self.run.corpus.documents, made_by=f"bliss extract {self.run.corpus.name}")
 
-    @cached_property
+    @property
     def shards(self) -> list[int]:
         """Shards with at least one selected sequence, in order."""
-        found = (_SHARD.fullmatch(output.path) for output in self.selection.outputs)
-        return sorted(int(match[1]) for match in found if match)
+        return list(self.selection.metrics["shards"])
 
     @property
     def origin(self) -> dict[str, str | int]:

@@ -20,6 +20,7 @@ from bliss_ops.corpus.arrays import Int64s, Integers
 from bliss_ops.exchange.selected import Pieces, Selected, iter_pieces
 from bliss_ops.lake import atomic_file, write_json
 from bliss_ops.manifest import Metrics
+from bliss_ops.selectors.random import splitmix64
 
 MEGATRON_HEADER = b"MMIDIDX\x00\x00"
 MEGATRON_VERSION = 1
@@ -39,7 +40,7 @@ def write_nanogpt(selected: Selected, directory: UPath, *, end_pieces: bool, val
     with ExitStack() as stack:
         files = {name: stack.enter_context(_binary(stack.enter_context(atomic_file(directory / f"{name}.bin")))) for name in names}
         for pieces in iter_pieces(selected):
-            held_out_P = _hashed(pieces.document_id_P) < validation_fraction
+            held_out_P = splitmix64(pieces.document_id_P.astype(np.uint64)) / float(1 << 64) < validation_fraction
             for name, stream in streams.items():
                 tokens, _, _ = stream.take(pieces, held_out_P if name == "val" else ~held_out_P)
                 files[name].write(tokens.astype(kind).tobytes())
@@ -150,15 +151,6 @@ def _vocabulary(selected: Selected) -> tuple[int, int]:
     corpus = selected.run.corpus
     loaded = tokenizer.load(corpus.tokenizer)
     return loaded.vocab_size, loaded.eot_id
-
-
-def _hashed(ids: Int64s) -> np.ndarray:
-    """A number in [0, 1) for each id that depends on the id alone (the finaliser of splitmix64)."""
-    x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    hashed: np.ndarray = (x ^ (x >> np.uint64(31))) / float(1 << 64)
-    return hashed
 
 
 def _write_meta(selected: Selected, directory: UPath, facts: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bliss_ops.explorer.snapshots import Row, row, rows
 from bliss_ops.report.charts import digits_for
 from bliss_ops.sharding import ROWS_PER_SHARD
+from bliss_ops.store.examples import DOCUMENTS_OF
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -117,11 +118,6 @@ select *, count(*) over (partition by in_a, in_b) as num_alike, corr(rank_a, ran
 qualify row_number() over (partition by in_a, in_b order by abs(rank_a - rank_b) desc, sequence_id) <= $limit
 order by in_a desc, in_b desc, abs(rank_a - rank_b) desc, sequence_id
 """
-LONGEST_DOCUMENTS = """
-select sequence_id, arg_max(document_id, num_tokens) as document_id from spans
-where sequence_set = $sequence_set and shard_id in (select unnest($shards)) and sequence_id in (select unnest($sequence_ids))
-group by sequence_id
-"""
 
 
 def score_runs(
@@ -185,8 +181,8 @@ def compare(cursor: "DuckDBPyConnection", a: Row, b: Row) -> Row:
     deciles = rows(cursor, DECILES_OF_BOTH)
     only = {"a": [r for r in alike if r["in_a"] and not r["in_b"]], "b": [r for r in alike if r["in_b"] and not r["in_a"]]}
     shown = [r["sequence_id"] for side in only.values() for r in side]
-    parameters = {"sequence_set": a["sequence_set"], "shards": sorted({i // ROWS_PER_SHARD for i in shown}), "sequence_ids": shown}
-    documents = {r["sequence_id"]: r["document_id"] for r in rows(cursor, LONGEST_DOCUMENTS, parameters)}
+    parameters = {"sequence_set": a["sequence_set"], "shards": sorted({i // ROWS_PER_SHARD for i in shown}), "sequences": shown}
+    documents = {r["sequence_id"]: r["document_id"] for r in rows(cursor, DOCUMENTS_OF, parameters)}
     for side in only.values():
         for each in side:
             each["document_id"] = documents.get(each["sequence_id"])

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from bliss_ops.lake import Lake, Run, is_local, shard_file
+from bliss_ops.lake import Run, shard_file
 from bliss_ops.manifest import find_manifest
 from bliss_ops.report import charts
-from bliss_ops.report.facts import Facts, Source
+from bliss_ops.report.facts import Facts, Source, parquet_files
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -71,7 +71,7 @@ def since_the_round_before(run: Run, round_number: int, facts: Facts, sources: S
         return Changes(f"round {round_number - 1} has no finished selection")
     files = {
         "scores": [str(shard_file(here / "scores", shard)) for shard in scores.shards],
-        "selected": selected_files(run, round_number - 1),
+        "selected": parquet_files(here / "selection", selection),
     }
     exchanged = [Exchanged(*row) for row in facts.con.execute(BETWEEN_ROUNDS, files).fetchall() if any(row[1:])]
     with tempfile.TemporaryDirectory(prefix="bliss-report-") as scratch, Facts(run, round_number - 1, scratch) as earlier:
@@ -81,23 +81,11 @@ def since_the_round_before(run: Run, round_number: int, facts: Facts, sources: S
     return Changes("", exchanged, [Kept(name, before.get(name), now.get(name)) for name in names], _exchange_chart(exchanged))
 
 
-def selected_files(run: Run, round_number: int) -> list[str]:
-    """The Parquet files of a round's selection; none where it is not finished."""
-    directory = run.round(round_number) / "selection"
-    manifest = find_manifest(directory)
-    return [str(directory / output.path) for output in manifest.outputs if output.path.endswith(".parquet")] if manifest else []
-
-
-def reach(con: "DuckDBPyConnection", lake: Lake) -> None:
-    """Let a connection read the lake's files where they are on an object store."""
-    if not is_local(lake.root):
-        con.register_filesystem(lake.root.fs)
-
-
 def overlap(con: "DuckDBPyConnection", runs: Sequence[Run], round_number: int) -> tuple[list[Run], list[list[float]]]:
     """The runs of the first one's corpus with a selection in that round, and which share of each one's the others have too."""
     found = [run for run in runs if (run.path / "config.json").exists() and _sequences(run) == _sequences(runs[0])]
-    files = {run.name: selected for run in found if (selected := selected_files(run, round_number))}
+    directories = {run.name: run.round(round_number) / "selection" for run in found}
+    files = {name: parquet_files(directory, manifest) for name, directory in directories.items() if (manifest := find_manifest(directory))}
     found = [run for run in found if run.name in files]
     sizes = {run.name: _count(con, SIZE, {"files": files[run.name]}) for run in found}
     both: dict[tuple[str, str], int] = {(run.name, run.name): sizes[run.name] for run in found}

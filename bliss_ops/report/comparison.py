@@ -24,7 +24,7 @@ from bliss_ops.manifest import find_manifest
 from bliss_ops.rank_correlation import spearman
 from bliss_ops.report import changes, charts, page
 from bliss_ops.report.curves import Compared, Result, read_run
-from bliss_ops.report.facts import Distribution, Facts, Source
+from bliss_ops.report.facts import Distribution, Facts, Source, reach
 
 BASELINE = "random"
 STYLES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -257,8 +257,7 @@ def _overlap(members: Sequence[Member], round_number: int) -> Markup | None:
     import duckdb
 
     with duckdb.connect(":memory:") as con:
-        lake = members[0].run.lake
-        changes.reach(con, lake)
+        reach(con, members[0].run.lake)
         _, shares = changes.overlap(con, [member.run for member in members], round_number)
     values = [[None if i == j else share for j, share in enumerate(line)] for i, line in enumerate(shares)]
     return _square(members, values, "Which share of a row's selection the column's has too", "{:.0%}", (0.0, 1.0))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from bliss_ops.lake import Run, is_local, shard_file
-from bliss_ops.manifest import read_manifest
+from bliss_ops.lake import Lake, Run, is_local, shard_file
+from bliss_ops.manifest import Manifest, read_manifest
 from bliss_ops.selectors import selector_of
 
 if TYPE_CHECKING:
@@ -108,15 +108,13 @@ class Facts:
         self.spans = _files(corpus.sequences / "spans", scores.shards)
         self.documents_files = _files(corpus.documents, scores.shards)
         self.con: DuckDBPyConnection = duckdb.connect(":memory:", config={"temp_directory": scratch, "memory_limit": "2GB"})
-        if not is_local(run.lake.root):
-            self.con.register_filesystem(run.lake.root.fs)
-        selected = [str(here / "selection" / output.path) for output in selection.outputs if output.path.endswith(".parquet")]
+        reach(self.con, run.lake)
         parameters = {
             "spans": self.spans,
             "documents": self.documents_files,
             "scores": _files(here / "scores", self.shards),
         }
-        self.con.execute(CANDIDATES, parameters | {"selected": selected})
+        self.con.execute(CANDIDATES, parameters | {"selected": parquet_files(here / "selection", selection)})
 
     def __enter__(self) -> "Facts":
         return self
@@ -154,6 +152,17 @@ class Facts:
         row = self.con.execute(query).fetchone()
         assert row is not None
         return row
+
+
+def reach(con: "DuckDBPyConnection", lake: Lake) -> None:
+    """Let a connection read the lake's files where they are on an object store."""
+    if not is_local(lake.root):
+        con.register_filesystem(lake.root.fs)
+
+
+def parquet_files(directory: UPath, manifest: Manifest) -> list[str]:
+    """The Parquet files of an artifact."""
+    return [str(directory / output.path) for output in manifest.outputs if output.path.endswith(".parquet")]
 
 
 def _files(directory: UPath, shards: list[int]) -> list[str]:

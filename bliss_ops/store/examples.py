@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bliss_ops.selection import OrderStatistic
+from bliss_ops.selectors.random import splitmix64
 from bliss_ops.sharding import ROWS_PER_SHARD
 from bliss_ops.store.transactions import execute
 
@@ -20,7 +21,7 @@ SAMPLE = 4096  # about 400 of each decile
 
 # The document with most tokens of each sequence.
 DOCUMENTS_OF = """
-select sequence_id, arg_max(document_id, (num_tokens, -document_id)) from spans
+select sequence_id, arg_max(document_id, (num_tokens, -document_id)) as document_id from spans
 where sequence_set = $sequence_set and list_contains($shards, shard_id) and sequence_id in (select unnest($sequences))
 group by sequence_id
 """
@@ -34,7 +35,7 @@ class Examples:
         self.best, self.worst = _Candidates(PER_CATEGORY, np.float32), _Candidates(PER_CATEGORY, np.float32)
 
     def add(self, id_N: np.ndarray, score_N: np.ndarray, selected_id_M: np.ndarray, selected_score_M: np.ndarray) -> None:
-        hash_N, hash_M = _hash(id_N), _hash(selected_id_M)
+        hash_N, hash_M = splitmix64(id_N.astype(np.uint64)), splitmix64(selected_id_M.astype(np.uint64))
         few = self.sample.positions(hash_N)
         self.sample.add(hash_N[few], id_N[few], score_N[few], np.isin(id_N[few], selected_id_M))
         few = self.selected.positions(hash_M)
@@ -90,14 +91,6 @@ class _Candidates:
     def chosen(self, where: np.ndarray | None = None) -> list[tuple[int, float]]:
         few = np.arange(len(self.id)) if where is None else np.flatnonzero(where)
         return [(int(self.id[i]), float(self.score[i])) for i in few[:PER_CATEGORY]]
-
-
-def _hash(id_N: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: neighbours in number are strangers in hash."""
-    x = id_N.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def _smallest(key_N: np.ndarray, limit: int) -> np.ndarray:
