@@ -1,4 +1,4 @@
-"""Recipes and variants: TOML files that override the defaults of `bliss_ops/config.py`.
+"""Recipes and variants: TOML files that override the defaults of `bliss_ops/config/`.
 
 A *recipe* (`<name>.toml` here, or a path) says how an experiment is done; a *variant* (`variants/<selector>-<label>.toml`) overrides the
 settings of one method, so that it can be compared under a name of its own.
@@ -14,7 +14,7 @@ from bliss_ops.config import Recipe, check_name, parse
 RECIPES = Path(__file__).parent
 VARIANTS = RECIPES / "variants"
 
-METHOD_SECTIONS = ("proxy", "bilevel", "classifier", "dsir")  # of a recipe: the others are shared by all methods compared
+METHOD_SECTIONS = ("proxy", "bilevel", "classifier", "dsir", "less", "mates")  # of a recipe: the others are shared by all methods compared
 
 
 def load_recipe(name_or_path: str, overrides: dict[str, Any] | None = None, *, method: str | None = None) -> Recipe:

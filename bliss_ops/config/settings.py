@@ -1,0 +1,63 @@
+"""What every section of settings is made of: the base class, names, parsing with readable errors, and identity.
+
+Settings that cannot change a result (group counts, micro-batches, paths) are marked `neutral` and stay out of every fingerprint.
+"""
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+def check_name(name: str) -> str:
+    """Return `name` when it is safe as one directory name, else raise ValueError saying what is allowed."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise ValueError(f"{name!r} is not a valid name: use 1-80 of a-z 0-9 . _ - beginning with a letter or digit, without '..'")
+    return name
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+Name = Annotated[str, AfterValidator(check_name)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def neutral(**kwargs: Any) -> Any:
+    """A field that cannot change a result and therefore stays out of fingerprints."""
+    return Field(json_schema_extra={"identity": False}, **kwargs)
+
+
+def parse(model: type[SettingsT], values: dict[str, Any] | str | bytes, *, where: str) -> SettingsT:
+    """Validate `values`, turning pydantic's error into one line per field: name, value received, what is allowed."""
+    try:
+        return model.model_validate_json(values) if isinstance(values, str | bytes) else model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            field = ".".join(str(part) for part in item["loc"]) or "(settings)"
+            received = "" if item["type"] in ("extra_forbidden", "missing", "value_error") else f", got {item['input']!r}"
+            message = "there is no such setting" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+            lines.append(f"  {field}: {message}{received}")
+        raise ValueError(f"{where}:\n" + "\n".join(lines)) from None
+
+
+def identity(settings: BaseModel) -> dict[str, Any]:
+    """The settings that can change a result, as plain JSON values (nested sections included)."""
+    values: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        values[name] = _plain(getattr(settings, name))
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return identity(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
