@@ -1,9 +1,10 @@
 """Selectors: each file of this folder is one method of giving every candidate sequence a score (higher is better).
 
-A selector module has three names:
-    SECTIONS                      the config sections its fit depends on
-    fit(inputs, directory)        learn from the candidate window, write files, return (files, metrics)
-    load_scorer(directory)        a function (sequence_ids_B, input_ids_BT) -> float32 score_B
+A selector module has four names:
+    SECTIONS                                      the config sections its fit depends on
+    fit(inputs, directory)                        learn from the candidate window, write files, return (files, metrics)
+    load_scorer(directory)                        a function (sequence_ids_B, input_ids_BT) -> float32 score_B
+    flops(config, vocab_size=, num_sequences=)    the model FLOPs of both, for a window of that many sequences
 A *variant* is a selector with other settings: `recipes/variants/bliss-paper.toml` is the method `bliss-paper` of the module `bliss`.
 Everything else (windows, scoring, selection, pretraining, comparison) is shared.
 """
@@ -45,12 +46,25 @@ class SelectorInputs:
     launch: Launcher = launch_here  # starts the processes of a training job
 
 
+@dataclass(frozen=True)
+class SelectorFlops:
+    """Model FLOPs (models/flops.py) of one round's selector, counted from its settings; 0 where no model is run.
+
+    The warm-up of the proxy is counted apart (costs.py), for it is done once per run; what a fit trains or runs besides is in `fit`.
+    """
+
+    fit: float
+    score: float
+
+
 class Selector(Protocol):
     SECTIONS: tuple[str, ...]
 
     def fit(self, inputs: SelectorInputs, directory: UPath) -> tuple[Sequence[str], dict[str, Any]]: ...
 
     def load_scorer(self, directory: UPath) -> "Scorer": ...
+
+    def flops(self, config: RunConfig, *, vocab_size: int, num_sequences: int) -> SelectorFlops: ...
 
 
 def known_methods() -> list[str]:
