@@ -6,7 +6,7 @@ from beyond what bilevel training reads of the candidate stream. 256 probes tell
 """
 
 import logging
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,13 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from bliss_ops import rank_correlation, schemas, selectors
-from bliss_ops.config import ModelConfig, RunConfig
+from bliss_ops.config import RunConfig
 from bliss_ops.lake import Run, shard_file, write_bytes, write_parquet
 from bliss_ops.manifest import Metrics
 from bliss_ops.sharding import ROWS_PER_SHARD, Progress
+
+if TYPE_CHECKING:
+    from bliss_ops.training.starting import StartingModel
 
 log = logging.getLogger(__name__)
 
@@ -27,32 +30,13 @@ SAVE_EVERY_PROBES = 16
 MOST_POSITIONS = 1 << 16  # of the stream that probes are drawn from: at most five blocks have to be read for them
 
 
-@dataclass(frozen=True)
-class ProbeModel:
-    """The checkpoint that is probed; `path` is None, with the reason, when the round starts from an untrained model."""
+def probe_model(run: Run, round_number: int) -> "StartingModel":
+    """The state the round starts from."""
+    from bliss_ops.training.starting import starting_model
 
-    name: str
-    path: UPath | None
-    config: ModelConfig
-    reason: str = ""
-
-
-def probe_model(run: Run, round_number: int) -> ProbeModel:
-    """The target the round starts from when it has been trained, else the warmed-up proxy, else none."""
-    from bliss_ops.training.state import PROXY, TARGET
-
-    config = run.config
-    if round_number > 1:
-        return ProbeModel(f"target of round {round_number - 1}", run.round(round_number - 1) / "pretrain" / TARGET, config.target)
-    if config.target.warmup_steps > 0:
-        return ProbeModel("warmed-up target", run.warmup / TARGET, config.target)
-    if selectors.uses_proxy(config.method) and config.proxy.warmup_steps > 0:
-        return ProbeModel("warmed-up proxy", run.warmup / PROXY, config.proxy)
-    reason = (
-        f"round {round_number} starts from an untrained model (target.warmup_steps is 0 and {config.method} has no warmed-up proxy), "
-        "whose influences say nothing about the text"
-    )
-    return ProbeModel("", None, config.target, reason)
+    before = run.round(round_number - 1) / "pretrain" if round_number > 1 else run.warmup
+    has_proxy = selectors.uses_proxy(run.config.method)
+    return starting_model(run.config, round_number, warmup=run.warmup, reference=before, has_proxy=has_proxy)
 
 
 def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], Metrics]:
@@ -63,9 +47,8 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
     """
     from bliss_ops.corpus import tokenizer, validation
     from bliss_ops.corpus.reading import SequenceReader
-    from bliss_ops.models import language
     from bliss_ops.training.influence import one_step_influences
-    from bliss_ops.training.state import TrainState, adamw, new_model
+    from bliss_ops.training.starting import restored
 
     config, settings = run.config, run.config.fidelity
     model = probe_model(run, round_number)
@@ -81,9 +64,7 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
     guide = validation.read(run.corpus.validation, "guide")
     rows = np.sort(np.random.default_rng([config.seed, 0x66]).permutation(len(guide))[: settings.validation_rows])
 
-    network = new_model(config, model.config, tokenizer.vocab_size(run.corpus))
-    state = TrainState(network, adamw(network, settings.learning_rate, 0.0))
-    state.restore(language.read_tensors(model.path))
+    state = restored(model, config, tokenizer.vocab_size(run.corpus), learning_rate=settings.learning_rate)
     known = np.frombuffer((directory / MEASURED).read_bytes()).tolist() if (directory / MEASURED).exists() else []
     title = f"fidelity {run.name} round {round_number}"
     if known:
