@@ -10,6 +10,7 @@ before a shard's file appears, its worker looks whether the artifact is still th
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -25,8 +26,10 @@ from typing import Any
 from pydantic import BaseModel, Field
 from upath import UPath
 
+from bliss_ops import metering
 from bliss_ops.lake import Lake, checked_by, sha256_of, sweep_temporary_files, write_json
-from bliss_ops.sharding import Output, ShardMapper, ShardRecord, map_locally
+from bliss_ops.launching import Launcher
+from bliss_ops.sharding import Cost, Output, ShardMapper, ShardRecord, map_locally
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Manifest(BaseModel):
     versions: dict[str, str] = Field(default_factory=dict)
     begun_at: str = ""
     finished_at: str = ""
+    cost: Cost | None = None  # None: made before costs were kept, or not measured
 
     @property
     def digest(self) -> str:
@@ -120,9 +124,12 @@ class Artifact:
             log.info("%s: resuming %s", self.stage, self.address)
             sweep_temporary_files(self.directory)
         else:
+            metering.forget(self.directory)
             write_json(path, {"fingerprint": self.fingerprint, "identity": self.identity, "inputs": self.inputs, "begun_at": _now()})
 
-    def commit(self, files: Sequence[str | Output], metrics: Metrics | None = None, shards: Sequence[int] = ()) -> Manifest:
+    def commit(
+        self, files: Sequence[str | Output], metrics: Metrics | None = None, shards: Sequence[int] = (), cost: Cost | None = None
+    ) -> Manifest:
         """Write the manifest. `files` are paths below the directory; ready-made `Output` records are taken as they are.
 
         Raises:
@@ -147,6 +154,7 @@ class Artifact:
             | {name: _version(name) for name in ("torch", "transformers", "pyarrow", "duckdb")},
             begun_at=begun_at,
             finished_at=_now(),
+            cost=cost,
         )
         write_json(self.directory / "manifest.json", manifest.model_dump())
         log.info("%s: %s finished, %d files", self.stage, self.address, len(outputs))
@@ -157,8 +165,13 @@ class Artifact:
         if manifest := self.finished():
             return manifest
         self.begin()
-        files, metrics = make(self.directory)
-        return self.commit(files, metrics)
+        with metering.recorded(self.directory, self.fingerprint):
+            files, metrics = make(self.directory)
+        return self.commit(files, metrics, cost=metering.spent(self.directory, self.fingerprint))
+
+    def metered(self, launch: Launcher) -> Launcher:
+        """`launch`, with what its workers cost added to this artifact's."""
+        return metering.metered(launch, self.directory, self.fingerprint)
 
     def produce_shards(
         self,
@@ -201,7 +214,9 @@ class Artifact:
         if any(record is None for record in records):
             return None
         complete = [record for record in records if record is not None]
-        return self.commit([output for record in complete for output in record.outputs], check(complete), shards=shards)
+        outputs = [output for record in complete for output in record.outputs]
+        costs = [record.cost for record in complete if record.cost]
+        return self.commit(outputs, check(complete), shards=shards, cost=metering.total(costs) if costs else None)
 
     def _check_same(self, fingerprint: str, identity: dict[str, Any], inputs: dict[str, str]) -> None:
         if fingerprint == self.fingerprint:
@@ -221,7 +236,9 @@ class _MadeMeanwhile(Exception):  # noqa: N818 - a signal between two functions 
 def _make_fenced(
     make_worker: Callable[[], Callable[[int], ShardRecord]], directory: UPath, fingerprint: str
 ) -> Callable[[int], ShardRecord]:
-    worker = make_worker()
+    with metering.Meter() as beginning:
+        worker = make_worker()
+    to_begin_with = iter([beginning.cost()])  # goes to the worker's first shard
 
     def work(shard: int) -> ShardRecord:
         def check() -> None:
@@ -230,8 +247,10 @@ def _make_fenced(
                 raise _MadeMeanwhile
 
         try:
-            with checked_by(check):
-                return worker(shard)
+            with checked_by(check), metering.Meter() as meter:
+                record = worker(shard)
+            record.cost = metering.total([*itertools.islice(to_begin_with, 1), meter.cost()])
+            return record
         except FileNotFoundError:  # its directory may be gone, and the temporary file with it
             check_begun(directory, fingerprint)
             raise

@@ -126,7 +126,7 @@ def fit(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest:
     if round_number > 1:
         inputs += [read_manifest(before / name, made_by=f"bliss run {run.config.recipe}") for name in ("selector", "pretrain")]
     artifact = Artifact(run.lake, run.round(round_number) / "selector", stage="fit", identity=settings, inputs=inputs)
-    return artifact.produce(partial(selectors.fit, run, round_number, work.launch))
+    return artifact.produce(partial(selectors.fit, run, round_number, artifact.metered(work.launch)))
 
 
 def score(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:

@@ -31,12 +31,25 @@ class Output(BaseModel):
     rows: int | None = None
 
 
+class Cost(BaseModel):
+    """What work took (metering.py)."""
+
+    seconds: float = 0.0  # from beginning to end; of shards, one after another
+    device_seconds: float = 0.0  # summed over the processes that worked at the same time, each on its GPU or CPU
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0  # of the largest process
+    peak_gpu_memory_bytes: int | None = None  # allocated by torch; None where no GPU was in use
+    device: str = ""
+    num_workers: int = 1  # the most processes that shared the work
+
+
 class ShardRecord(BaseModel):
     """What one shard's worker wrote: its files and its counts."""
 
     shard: int
     outputs: list[Output]
     metrics: dict[str, int | float] = Field(default_factory=dict)
+    cost: Cost | None = None
 
 
 Worker = Callable[[int], ShardRecord]
