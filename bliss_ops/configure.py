@@ -29,6 +29,7 @@ def configure_run(
     overrides: Mapping[str, Any] | None = None,
     name: str | None = None,
     compare_with: Sequence[str] = (),
+    warmup_of: str | None = None,
 ) -> Run:
     """Write `runs/<name>/config.json`, or check that the one there is the same.
 
@@ -40,7 +41,32 @@ def configure_run(
         overrides: dotted settings that count more than the recipe and the variant.
         name: of the run; `<recipe>-<method>-s<seed>` unless given.
         compare_with: runs drawn beside this one in its report.
+        warmup_of: the run whose warm-up it starts from; none leaves what a config that is there already says.
     """
+    config = run_config(lake, recipe, method, seed, overrides=overrides, name=name, compare_with=compare_with, warmup_of=warmup_of)
+    run = lake.run(config.name)
+    _write_config(run.path / "config.json", config, RunConfig)
+    return run
+
+
+def run_config(
+    lake: Lake,
+    recipe: str,
+    method: str,
+    seed: int,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    compare_with: Sequence[str] = (),
+    warmup_of: str | None = None,
+) -> RunConfig:
+    """The content of `runs/<name>/config.json`, with the warm-up of a run that is configured already; nothing is written.
+
+    Raises:
+        ValueError: a setting is wrong, or `warmup_of` names a run whose warm-up is another one.
+    """
+    from bliss_ops.training import sharing
+
     stem = Path(recipe).stem
     values = load_recipe(recipe, dict(overrides or {}), method=check_method(method)).model_dump() | {
         "name": name or f"{stem}-{method}-s{seed}",
@@ -51,8 +77,11 @@ def configure_run(
     }
     config = parse(RunConfig, values, where="run")
     run = lake.run(config.name)
-    _write_config(run.path / "config.json", config, RunConfig)
-    return run
+    if warmup_of is not None:
+        sharing.check(config, lake.run(warmup_of).config)
+    elif (run.path / "config.json").exists():
+        warmup_of = run.config.warmup_of
+    return config.model_copy(update={"warmup_of": warmup_of})
 
 
 def _write_config(path: UPath, config: IngestConfig | RunConfig, model: type[IngestConfig] | type[RunConfig]) -> None:

@@ -143,7 +143,8 @@ class Run:
 
     @property
     def warmup(self) -> UPath:
-        return self.path / "warmup"
+        """`runs/<name>/warmup`; of the run that this one shares it with, where its config names one."""
+        return (self.lake.run(self.config.warmup_of).path if self.config.warmup_of else self.path) / "warmup"
 
     @property
     def report(self) -> UPath:

@@ -104,13 +104,11 @@ def prepare_validation(corpus: Corpus) -> Manifest:
 
 
 def warm_up(run: Run) -> Manifest:
-    """Train proxy and target on random data, once per run; every round's proxy starts from here."""
-    from bliss_ops import selectors
-    from bliss_ops.training import warmup
+    """Train proxy and target on random data, once per run or for several runs; every round's proxy starts from here."""
+    from bliss_ops.training import sharing, warmup
 
-    config = run.config
-    sections = ["target", "pretraining", "compute"] + ["proxy"] * selectors.uses_proxy(config.method)
-    settings = {name: identity(getattr(config, name)) for name in sections} | {"seed": config.seed}
+    run = sharing.owner(run)
+    settings = sharing.warmup_settings(run.config)
     artifact = Artifact(run.lake, run.warmup, stage="warm_up", identity=settings, inputs=_corpus_manifests(run))
     return artifact.produce(partial(warmup.warm_up, run))
 
