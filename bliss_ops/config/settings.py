@@ -32,6 +32,17 @@ def neutral(**kwargs: Any) -> Any:
     return Field(json_schema_extra={"identity": False}, **kwargs)
 
 
+def added(**kwargs: Any) -> Any:
+    """A field that came with a later version: out of fingerprints while it has its default, so that what is finished stays valid."""
+    return Field(json_schema_extra={"identity": "unless default"}, **kwargs)
+
+
+def added(**kwargs: Any) -> Any:
+    """A field that came later and changes nothing at its default: it is part of the identity only where it has another value, so that
+    what was made before it existed keeps its fingerprint."""
+    return Field(json_schema_extra={"identity": "unless default"}, **kwargs)
+
+
 def parse(model: type[SettingsT], values: dict[str, Any] | str | bytes, *, where: str) -> SettingsT:
     """Validate `values`, turning pydantic's error into one line per field: name, value received, what is allowed."""
     try:
@@ -51,9 +62,10 @@ def identity(settings: BaseModel) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
         extra = field.json_schema_extra
-        if isinstance(extra, dict) and extra.get("identity") is False:
+        rule, value = extra.get("identity") if isinstance(extra, dict) else None, getattr(settings, name)
+        if rule is False or (rule == "unless default" and value == field.get_default()):
             continue
-        values[name] = _plain(getattr(settings, name))
+        values[name] = _plain(value)
     return values
 
 
