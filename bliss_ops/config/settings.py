@@ -37,12 +37,6 @@ def added(**kwargs: Any) -> Any:
     return Field(json_schema_extra={"identity": "unless default"}, **kwargs)
 
 
-def added(**kwargs: Any) -> Any:
-    """A field that came later and changes nothing at its default: it is part of the identity only where it has another value, so that
-    what was made before it existed keeps its fingerprint."""
-    return Field(json_schema_extra={"identity": "unless default"}, **kwargs)
-
-
 def parse(model: type[SettingsT], values: dict[str, Any] | str | bytes, *, where: str) -> SettingsT:
     """Validate `values`, turning pydantic's error into one line per field: name, value received, what is allowed."""
     try:
