@@ -14,13 +14,13 @@ from bliss_ops.config.ingest import EMBEDDED, NO_VALIDATION, IngestConfig, Other
 from bliss_ops.config.models import ModelConfig, ProxyConfig, TargetConfig
 from bliss_ops.config.pretraining import ComputeConfig, PretrainingConfig
 from bliss_ops.config.scoring import FidelityConfig, ScoringConfig, SelectionConfig
-from bliss_ops.config.settings import Name, Settings, SettingsT, check_name, identity, neutral, parse
+from bliss_ops.config.settings import Name, Settings, SettingsT, added, check_name, identity, neutral, parse
 
 __all__ = [
     "EMBEDDED", "NO_VALIDATION", "BilevelConfig", "ClassifierConfig", "ComputeConfig", "DsirConfig", "EvaluationConfig",
     "FidelityConfig", "IngestConfig", "LessConfig", "MatesConfig", "ModelConfig", "Name", "OtherValidationConfig",
     "PretrainingConfig", "ProxyConfig", "Recipe", "RunConfig", "ScoringConfig", "SelectionConfig", "Settings", "SettingsT",
-    "TargetConfig", "ValidationConfig", "check_name", "identity", "neutral", "parse",
+    "TargetConfig", "ValidationConfig", "added", "check_name", "identity", "neutral", "parse",
 ]  # fmt: skip
 
 
