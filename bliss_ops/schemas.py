@@ -66,6 +66,28 @@ EVALUATION = _schema(
     pa.field("value", pa.float64(), nullable=False),
     pa.field("standard_error", pa.float64()),
     pa.field("num_examples", pa.int64(), nullable=False),
+    pa.field("step", pa.int64()),  # of the target, over its whole life; null in results of former versions
+    pa.field("num_tokens", pa.int64()),  # that the target had been trained on
+)
+
+QUESTIONS = _schema(
+    pa.field("task", pa.string(), nullable=False),
+    pa.field("question", pa.int64(), nullable=False),  # from 0, in the order of the task's rows
+    pa.field("choice", pa.int32(), nullable=False),  # from 0, in the order of the row's choices
+    pa.field("step", pa.int64(), nullable=False),  # of the model that was asked
+    pa.field("log_likelihood", pa.float64(), nullable=False),  # of the continuation, nats
+    pa.field("num_bytes", pa.int32(), nullable=False),  # UTF-8 bytes of the continuation without the space before it
+    pa.field("num_characters", pa.int32()),  # of the choice, where the task has a length-normalised accuracy
+    pa.field("is_right", pa.bool_(), nullable=False),
+    pa.field("is_greedy", pa.bool_(), nullable=False),  # the continuation is what the model would write
+    pa.field("context", pa.string(), nullable=False),  # the request: what the model is given, and what its likelihood is of
+    pa.field("continuation", pa.string(), nullable=False),
+)
+
+CONTAMINATED = _schema(
+    pa.field("sequence_id", pa.int64(), nullable=False),
+    pa.field("task", pa.string(), nullable=False),
+    pa.field("num_ngrams", pa.int32(), nullable=False),  # n-grams of the sequence that are in the task's texts
 )
 
 

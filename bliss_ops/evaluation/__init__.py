@@ -52,5 +52,7 @@ def evaluate(run: Run, round_number: int, directory: UPath) -> tuple[list[str], 
             for column, value in zip(rows.values(), values, strict=True):
                 column.append(value)
             log.info("evaluate %s round %d: %s %.4f +- %.4f", run.name, round_number, values[0], loss_of[name], error_of[name])
+    num_rows = len(rows["task"])
+    rows |= {"step": [None] * num_rows, "num_tokens": [None] * num_rows}
     write_parquet(directory / RESULTS, pa.table(rows, schema=schemas.EVALUATION))
     return [RESULTS], metrics
