@@ -171,6 +171,8 @@ def make_round(run: Run, round_number: int, score: ScoreOf, losses: tuple[float,
             "value": [losses[-1], float(np.exp(losses[-1]))],
             "standard_error": [0.01, None],
             "num_examples": [64] * 2,
+            "step": [10 * (len(losses) - 1)] * 2,
+            "num_tokens": [640 * (len(losses) - 1)] * 2,
         }
         write_parquet(directory / "results.parquet", pa.table(table, schema=schemas.EVALUATION))
         return ["results.parquet"], {}
