@@ -7,28 +7,72 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from bliss_ops.models.shapes import Shape, model_vocab_size, shape
+from bliss_ops.models.initialisation import initialise
+from bliss_ops.models.shapes import Definition, Shape, model_vocab_size, shape
 
 if TYPE_CHECKING:  # a training process on a bare GPU machine has no upath
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
     from upath import UPath
 
+SMALLEST_VOCABULARY = 4096  # what is counted for shapes that take the tokenizer's vocabulary, when none is given
 
-def build(name: str, *, vocab_size: int, sequence_length: int, seed: int) -> "PreTrainedModel":
-    """A freshly initialised model in float32 on the CPU; equal arguments give equal weights."""
+
+def build(definition: Definition, *, vocab_size: int, sequence_length: int, seed: int) -> "PreTrainedModel":
+    """A freshly initialised model in float32 on the CPU; equal arguments give equal weights.
+
+    Args:
+        definition: the name of a shape, or an architecture.
+        vocab_size: of the tokenizer.
+        sequence_length: the longest sequence that the model will see.
+        seed: of the weights.
+
+    Raises:
+        ValueError: there is no such shape, or it has fewer tokens or positions than are asked for.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    config = transformers_config(definition, vocab_size=vocab_size, sequence_length=sequence_length)
+    sizes = shape(definition) if isinstance(definition, str) else None
+    if sizes is None or sizes.initialisation == "transformers":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drawn: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return drawn
+    with no_init_weights():  # every parameter is drawn below: memory is touched once, and 2.8B parameters take 10 s instead of a minute
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    initialise(model, sizes.initialisation, width=sizes.hidden_size, num_layers=sizes.num_layers, seed=seed)
+    return model
+
+
+def on_meta(definition: Definition, *, vocab_size: int, sequence_length: int) -> "PreTrainedModel":
+    """The model without its weights: names and shapes only, no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = transformers_config(shape(name), vocab_size=model_vocab_size(name, vocab_size), sequence_length=sequence_length)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    config = transformers_config(definition, vocab_size=vocab_size, sequence_length=sequence_length)
+    with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
 
 
-def transformers_config(sizes: Shape, *, vocab_size: int, sequence_length: int) -> "PretrainedConfig":
-    """The transformers configuration of a shape, dropout-free."""
+def transformers_config(definition: Definition, *, vocab_size: int, sequence_length: int) -> "PretrainedConfig":
+    """The configuration of a shape or architecture in the transformers library, dropout-free.
+
+    Raises:
+        ValueError: there is no such shape, or it has fewer tokens or positions than are asked for.
+    """
+    from bliss_ops.models import architecture
+
+    model_vocabulary = model_vocab_size(definition, vocab_size)
+    if isinstance(definition, str):
+        return _config_of(shape(definition), vocab_size=model_vocabulary, sequence_length=sequence_length)
+    return architecture.config_of(definition, sequence_length=sequence_length)
+
+
+def _config_of(sizes: Shape, *, vocab_size: int, sequence_length: int) -> "PretrainedConfig":
     from transformers import GPTNeoXConfig, LlamaConfig
 
     shared = {
@@ -47,14 +91,11 @@ def transformers_config(sizes: Shape, *, vocab_size: int, sequence_length: int) 
     return config_class(**shared)
 
 
-def num_parameters(name: str) -> int:
-    """Parameters of a named shape, embeddings included, without allocating them."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    sizes = shape(name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(transformers_config(sizes, vocab_size=sizes.vocab_size or 4096, sequence_length=1024))
+def num_parameters(definition: Definition, *, vocab_size: int = SMALLEST_VOCABULARY) -> int:
+    """Parameters of a shape or architecture, embeddings included, without allocating them; `vocab_size` is the tokenizer's."""
+    if not isinstance(definition, str) or shape(definition).vocab_size is not None:
+        vocab_size = min(vocab_size, model_vocab_size(definition, 0))
+    model = on_meta(definition, vocab_size=vocab_size, sequence_length=1)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -104,27 +145,29 @@ def load_weights(model: "torch.nn.Module", path: "UPath") -> None:
 
 
 def write_tensors(path: "UPath", tensors: "Mapping[str, torch.Tensor]") -> None:
-    """Tensors as one safetensors file, written atomically."""
-    from safetensors.torch import save as save_tensors
+    """Tensors as one safetensors file, written atomically and straight from their memory."""
+    from safetensors.torch import save_file
 
-    from bliss_ops.lake import write_bytes
+    from bliss_ops.lake import atomic_file
 
-    write_bytes(
-        path, save_tensors({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, metadata={"format": "pt"})
-    )
+    on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    with atomic_file(path) as file:
+        save_file(on_cpu, file, metadata={"format": "pt"})
 
 
 def read_tensors(path: "UPath") -> "dict[str, torch.Tensor]":
-    """Tensors of a safetensors file.
+    """Tensors of a safetensors file; of a local one they are mapped into memory, not copied.
 
     Raises:
         ValueError: the file is cut or not safetensors.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load as load_tensors
+    from safetensors.torch import load, load_file
+
+    from bliss_ops.lake import is_local
 
     try:
-        tensors: dict[str, torch.Tensor] = load_tensors(path.read_bytes())
+        tensors: dict[str, torch.Tensor] = load_file(path.path) if is_local(path) else load(path.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): delete it and run its stage again") from error
     return tensors
