@@ -89,7 +89,7 @@ def _prepare(score: "Scorer", config: RunConfig) -> int:
 def _queue(score: "Scorer", sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> Callable[[], np.ndarray]:
     """Begin to score; the returned function waits for the scores."""
     if isinstance(score, ModelScorer):
-        return score.queue(input_ids_BT)
+        return score.queue(sequence_ids_B, input_ids_BT)
     score_B = score(sequence_ids_B, input_ids_BT)
     return lambda: score_B
 

@@ -18,6 +18,8 @@ from bliss_ops.config import ComputeConfig
 if TYPE_CHECKING:
     import torch
 
+Finish = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (sequence_ids_B, what the model gave of shape B) -> score_B
+
 log = logging.getLogger(__name__)
 
 # A CPU is fastest while the activations of a pass stay in its cache: tokens/s of one thread at 2k, 4k, 8k and 32k tokens a pass are
@@ -35,18 +37,25 @@ class ModelScorer:
         model: evaluated as it is; moved to the device.
         device: where.
         forward: input_ids_BT -> score_B on the device; the model itself unless given.
+        finish: what becomes of a score on the CPU that depends on whose it is, such as a random draw for each sequence id.
     """
 
     def __init__(
-        self, model: "torch.nn.Module", device: "torch.device", forward: "Callable[[torch.Tensor], torch.Tensor] | None" = None
+        self,
+        model: "torch.nn.Module",
+        device: "torch.device",
+        forward: "Callable[[torch.Tensor], torch.Tensor] | None" = None,
+        *,
+        finish: Finish | None = None,
     ) -> None:
         self.model, self.device = model.to(device).eval(), device
         self.forward = forward or model
+        self.finish = finish
         self.batch_sequences = 0  # the most in one forward pass; 0: all that are given
         self._is_padded = False
 
-    def __call__(self, _sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
-        return self.queue(input_ids_BT)()
+    def __call__(self, sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> np.ndarray:
+        return self.queue(sequence_ids_B, input_ids_BT)()
 
     def prepare(self, batch_sequences: int | None, sequence_length: int, compute: ComputeConfig) -> int:
         """Settle the size of a forward pass and compile the model where that is asked for; returns the size.
@@ -63,7 +72,7 @@ class ModelScorer:
         self._is_padded = compute.compile
         return self.batch_sequences
 
-    def queue(self, input_ids_BT: np.ndarray) -> Callable[[], np.ndarray]:
+    def queue(self, sequence_ids_B: np.ndarray, input_ids_BT: np.ndarray) -> Callable[[], np.ndarray]:
         """Begin to score; the returned function waits for the scores.
 
         A batch that does not fit into memory is scored in halves, and so are all later ones.
@@ -84,7 +93,12 @@ class ModelScorer:
                 log.warning("out of memory with %d sequences at a time: %d from now on", len(rows), self.batch_sequences)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-        return lambda: np.concatenate([part.float().cpu().numpy() for part in parts])
+
+        def wait() -> np.ndarray:
+            score_B: np.ndarray = np.concatenate([part.float().cpu().numpy() for part in parts])
+            return self.finish(sequence_ids_B, score_B) if self.finish else score_B
+
+        return wait
 
     def _score_if_it_fits(self, rows_BT: np.ndarray) -> "torch.Tensor | None":
         import torch

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from bliss_ops.lake import write_json
+from bliss_ops.models import saved_score
+from bliss_ops.models.saved_score import MODEL, SETTINGS
 
 if TYPE_CHECKING:
     from bliss_ops.bilevel.state import BilevelState
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECTIONS = ("proxy", "bilevel", "target", "compute")
-MODEL = "score_model.safetensors"
-SETTINGS = "score_model.json"
 METRICS = "metrics.jsonl"
 
 
@@ -31,17 +30,14 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
     """Train the score model on `compute.num_workers` processes; writes its weights, its settings and `metrics.jsonl`."""
     config = inputs.config
     inputs.launch(partial(train, inputs, directory), config.compute.num_workers)
-    write_json(
-        directory / SETTINGS,
-        {
-            "shape": config.proxy.shape,
-            "vocab_size": inputs.vocab_size,
-            "sequence_length": config.ingest.sequence_length,
-            "head": config.bilevel.score_head,
-            "pooling": config.bilevel.score_pooling,
-            "num_pooling_heads": config.bilevel.num_pooling_heads,
-            "device": config.compute.device,
-        },
+    settings = config.bilevel
+    saved_score.write_settings(
+        directory,
+        config,
+        inputs.vocab_size,
+        pooling=settings.score_pooling,
+        head=settings.score_head,
+        num_pooling_heads=settings.num_pooling_heads,
     )
     last = json.loads((directory / METRICS).read_text().splitlines()[-1])
     kept = ("validation_loss", "effective_sample_size", "probe_correlation", "probe_score_std", "probe_tied", "validation_auc", "residual")
@@ -52,7 +48,6 @@ def train(inputs: "SelectorInputs", directory: UPath) -> None:
     """The training job, the same in every worker; the first one writes."""
     from bliss_ops.bilevel.training import train_score_model
     from bliss_ops.corpus import validation
-    from bliss_ops.models import language
     from bliss_ops.training.device import choose_device
     from bliss_ops.training.metrics import StepMetrics
     from bliss_ops.training.workers import Workers
@@ -78,24 +73,13 @@ def train(inputs: "SelectorInputs", directory: UPath) -> None:
         workers=workers,
     )
     if workers.writes:
-        language.write_tensors(directory / MODEL, state.score.model.state_dict())
+        saved_score.write_weights(directory, state.score.model)
     workers.barrier()
 
 
 def load_scorer(directory: UPath) -> "Scorer":
-    """Logits of the trained score model, in float32 on a CPU (one thread) and bfloat16 matrix products on a GPU."""
-    from bliss_ops.config import ComputeConfig
-    from bliss_ops.models import language
-    from bliss_ops.models.score import ScoreModel
-    from bliss_ops.models.scorer import ModelScorer
-    from bliss_ops.training.device import choose_device
-
-    settings = json.loads((directory / SETTINGS).read_text())
-    device = choose_device(ComputeConfig(device=settings["device"]), num_threads=1)
-    backbone = language.build(settings["shape"], vocab_size=settings["vocab_size"], sequence_length=settings["sequence_length"], seed=0)
-    model = ScoreModel(backbone, settings["head"], pooling=settings["pooling"], num_heads=settings["num_pooling_heads"])
-    language.load_weights(model, directory / MODEL)
-    return ModelScorer(model, device)
+    """Logits of the trained score model."""
+    return saved_score.load_scorer(directory)
 
 
 def _new_state(inputs: "SelectorInputs") -> "BilevelState":
