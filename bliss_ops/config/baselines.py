@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bliss_ops.config.settings import Settings
+from bliss_ops.config.settings import Settings, neutral
 
 
 class ClassifierConfig(Settings):
@@ -40,3 +40,32 @@ class LessConfig(Settings):
 
 class MatesConfig(Settings):
     """The baseline `mates`: a regressor of measured one-step influences (arXiv 2406.06046)."""
+
+    num_probes: int = Field(default=80_000, ge=16, le=100_000_000, description="Candidate sequences whose influence is measured.")
+    validation_rows: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Rows of the guide part the loss is measured on, a fixed seeded subset."
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=1, description="AdamW learning rate of the one step on a probe.")
+    weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW weight decay of that step.")
+    max_gradient_norm: float = Field(default=1.0, gt=0, le=1000, description="Gradient clipping of that step.")
+    holdout_fraction: float = Field(
+        default=0.1, gt=0, le=0.5, description="Share of the probes kept from the regressor, to choose its best step by Spearman."
+    )
+    num_epochs: int = Field(default=5, ge=1, le=1000, description="Passes of the regressor over the probes it learns from.")
+    regressor_batch_sequences: int = Field(default=64, ge=1, le=65_536, description="Probes per step of the regressor.")
+    regressor_learning_rate: float = Field(
+        default=5e-5, gt=0, le=1, description="AdamW learning rate of the regressor at its first step; it falls linearly to zero."
+    )
+    regressor_weight_decay: float = Field(default=0.01, ge=0, le=1, description="AdamW weight decay of the regressor.")
+    regressor_start: Literal["inherited", "reset"] = Field(
+        default="inherited", description="From round 2 on: the previous round's regressor, or the warmed-up proxy's backbone again."
+    )
+    pooling: Literal["next_token", "mean", "attention"] = Field(
+        default="next_token", description="How the regressor's hidden states become one vector, as bilevel.score_pooling."
+    )
+    evaluate_every_steps: int = Field(default=20, ge=1, description="Steps between two looks at the held-out probes.")
+    sampling: Literal["gumbel", "top_k"] = Field(
+        default="gumbel", description="gumbel: sample in proportion to exp(prediction / temperature), as published; top_k: the largest."
+    )
+    temperature: float = Field(default=0.5, gt=0, le=1000, description="Of that sampling; predictions have a spread of at most about 1.")
+    checkpoint_every_steps: int = neutral(default=100, ge=1, description="A killed regression loses at most this many steps.")
