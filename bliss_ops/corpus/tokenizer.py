@@ -82,6 +82,10 @@ class Tokenizer:
         texts: list[str] = self._reference.decode_batch([np.asarray(row).tolist() for row in rows], skip_special_tokens=False)
         return texts
 
+    def for_transformers(self) -> tuple[Any, str]:
+        """The `tokenizers.Tokenizer` that `PreTrainedTokenizerFast` wraps, and its end-of-text token."""
+        return self._reference, str(self._reference.id_to_token(self.eot_id))
+
     def fast_agrees(self, texts: Sequence[str]) -> bool:
         """Whether gigatoken gives the reference's ids on `texts` (their beginnings)."""
         if self._fast is None:
