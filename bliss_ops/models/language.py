@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a training process on a bare GPU machine has no upath
     from transformers import PretrainedConfig, PreTrainedModel
     from upath import UPath
 
-SMALLEST_VOCABULARY = 4096  # what is counted for shapes that take the tokenizer's vocabulary, when none is given
+_ANY_VOCABULARY = 4096
 
 
 def build(definition: Definition, *, vocab_size: int, sequence_length: int, seed: int) -> "PreTrainedModel":
@@ -91,11 +91,15 @@ def _config_of(sizes: Shape, *, vocab_size: int, sequence_length: int) -> "Pretr
     return config_class(**shared)
 
 
-def num_parameters(definition: Definition, *, vocab_size: int = SMALLEST_VOCABULARY) -> int:
-    """Parameters of a shape or architecture, embeddings included, without allocating them; `vocab_size` is the tokenizer's."""
-    if not isinstance(definition, str) or shape(definition).vocab_size is not None:
-        vocab_size = min(vocab_size, model_vocab_size(definition, 0))
-    model = on_meta(definition, vocab_size=vocab_size, sequence_length=1)
+def num_parameters(definition: Definition, *, vocab_size: int | None = None) -> int:
+    """Parameters of a shape or architecture, embeddings included, without allocating them.
+
+    Args:
+        definition: the name of a shape, or an architecture.
+        vocab_size: of the tokenizer; None takes the model's own, or 4,096 where the model takes any.
+    """
+    takes_any = isinstance(definition, str) and shape(definition).vocab_size is None
+    model = on_meta(definition, vocab_size=vocab_size or (_ANY_VOCABULARY if takes_any else 0), sequence_length=1)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
