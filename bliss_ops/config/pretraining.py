@@ -26,6 +26,9 @@ class PretrainingConfig(Settings):
     learning_rate: float = Field(default=1e-3, gt=0, le=1, description="Peak learning rate (AdamW 0.9/0.95).")
     weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW weight decay.")
     max_gradient_norm: float = Field(default=1.0, gt=0, le=1000, description="Gradient clipping.")
+    max_epochs: float | None = neutral(
+        default=None, gt=0, le=1e6, description="Refuse a run whose pretraining would go over its subset more often; empty never does."
+    )
     warmup_steps: int = Field(default=500, ge=0, description="Linear learning-rate warm-up at the very start.")
     decay_steps: int = Field(
         default=200, ge=0, description="Length of the decay branch that is evaluated; the next round resumes before it."
