@@ -95,7 +95,8 @@ def round_work(config: RunConfig, sizes: Sizes, round_number: int) -> dict[str, 
 
 def num_training_steps(config: RunConfig) -> int:
     """Optimizer steps of a round's pretraining, its decay branches included."""
-    return config.pretraining.num_steps + config.pretraining.decay_steps
+    settings = config.pretraining
+    return settings.num_steps + (1 + len(settings.decay_at_steps)) * settings.decay_steps
 
 
 def validation_steps(config: RunConfig) -> list[int]:
@@ -220,7 +221,7 @@ def _together(run: Run, round_number: int, names: tuple[str, ...]) -> SelectionC
 
 
 def _per_token(model: ModelConfig, config: RunConfig, vocab_size: int) -> ModelFlops:
-    return model_flops(model.shape, vocab_size=vocab_size, sequence_length=config.ingest.sequence_length)
+    return model_flops(model.definition, vocab_size=vocab_size, sequence_length=config.ingest.sequence_length)
 
 
 def _training(num_sequences: int, length: int, model: ModelFlops, num_validation_tokens: int = 0) -> StageWork:

@@ -35,7 +35,7 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
     proxy = TrainState(model, adamw(model, config.proxy.warmup_learning_rate, 0.0))
     proxy.restore(language.read_tensors(inputs.warmup / PROXY))
     language.write_tensors(directory / MODEL, model.state_dict())
-    shape = {"shape": config.proxy.shape, "vocab_size": inputs.vocab_size, "sequence_length": config.ingest.sequence_length}
+    shape = {"shape": config.proxy.definition, "vocab_size": inputs.vocab_size, "sequence_length": config.ingest.sequence_length}
     write_json(directory / SETTINGS, shape | {"device": config.compute.device})
     return [MODEL, SETTINGS], {"num_warmup_steps": proxy.step}
 
