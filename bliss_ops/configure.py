@@ -9,6 +9,7 @@ from upath import UPath
 from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity, parse
 from bliss_ops.lake import Corpus, Lake, Run, write_json
 from bliss_ops.manifest import differences
+from bliss_ops.models import architecture
 from bliss_ops.recipes import load_recipe
 from bliss_ops.selectors import check_method
 
@@ -63,7 +64,7 @@ def run_config(
     """The content of `runs/<name>/config.json`, with the warm-up of a run that is configured already; nothing is written.
 
     Raises:
-        ValueError: a setting is wrong, or `warmup_of` names a run whose warm-up is another one.
+        ValueError: a setting is wrong, a model cannot be built, or `warmup_of` names a run whose warm-up is another one.
     """
     from bliss_ops.training import sharing
 
@@ -75,7 +76,8 @@ def run_config(
         "seed": seed,
         "compare_with": tuple(compare_with),
     }
-    config = parse(RunConfig, values, where="run")
+    config = architecture.with_architectures(parse(RunConfig, values, where="run"))
+    architecture.check_models(config)
     run = lake.run(config.name)
     if warmup_of is not None:
         sharing.check(config, lake.run(warmup_of).config)
