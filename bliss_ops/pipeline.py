@@ -105,8 +105,10 @@ def prepare_validation(corpus: Corpus) -> Manifest:
 
 def warm_up(run: Run) -> Manifest:
     """Train proxy and target on random data, once per run or for several runs; every round's proxy starts from here."""
+    from bliss_ops import rounds
     from bliss_ops.training import sharing, warmup
 
+    rounds.check(run.config, run)
     run = sharing.owner(run)
     settings = sharing.warmup_settings(run.config)
     artifact = Artifact(run.lake, run.warmup, stage="warm_up", identity=settings, inputs=_corpus_manifests(run))
@@ -195,13 +197,17 @@ def pretrain(run: Run, round_number: int) -> Manifest:
 
 
 def evaluate(run: Run, round_number: int) -> Manifest:
-    """Held-out validation loss and perplexity of the target."""
+    """Held-out validation loss and perplexity of the target, and the zero-shot tasks that are set."""
     from bliss_ops import evaluation
 
-    here = run.round(round_number)
+    config, here = run.config, run.round(round_number)
     model = read_manifest(here / "pretrain", made_by=f"bliss pretrain {run.name} --round {round_number}")
     validation = read_manifest(run.corpus.validation, made_by=f"bliss prepare-validation {run.corpus.name}")
-    artifact = Artifact(run.lake, here / "evaluation", stage="evaluate", identity=identity(run.config.compute), inputs=[model, validation])
+    settings = identity(config.compute)
+    if config.evaluation.tasks:
+        asked = identity(config.evaluation)
+        settings |= {name: asked[name] for name in ("tasks", "data", "batch_sequences", "max_examples_per_task")}
+    artifact = Artifact(run.lake, here / "evaluation", stage="evaluate", identity=settings, inputs=[model, validation])
     return artifact.produce(partial(evaluation.evaluate, run, round_number))
 
 
