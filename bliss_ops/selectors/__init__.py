@@ -91,22 +91,31 @@ def load(method: str) -> Selector:
 
 
 def window(run: Run, round_number: int) -> list[int]:
-    """Shards of the round's candidate window: a seeded permutation of all shards, cut into disjoint parts.
+    """Shards of the round's candidate window.
 
     Raises:
         ValueError: the corpus has too few shards for that many rounds.
     """
-    import numpy as np
-
     from bliss_ops.manifest import read_manifest
 
-    config = run.config
     shards = read_manifest(run.corpus.sequences, made_by=f"bliss pack {run.corpus.name}").shards
+    return window_of(run.config, shards, round_number)
+
+
+def window_of(config: RunConfig, shards: Sequence[int], round_number: int) -> list[int]:
+    """The round's part of these shards: a seeded permutation of them, cut into disjoint parts.
+
+    Raises:
+        ValueError: there are too few shards for all rounds.
+    """
+    import numpy as np
+
     size = config.window_shards or len(shards) // config.num_rounds
     if size == 0 or size * config.num_rounds > len(shards):
         raise ValueError(
-            f"run {run.name!r} wants {config.num_rounds} disjoint candidate windows of {size or 1} shards, but corpus "
-            f"{run.corpus.name!r} has {len(shards)} shards: lower num_rounds or window_shards, or ingest more"
+            f"run {config.name!r} wants {config.num_rounds} disjoint candidate windows of {size or 1} shards "
+            f"({config.num_rounds * (size or 1)} shards), but corpus {config.ingest.corpus!r} has {len(shards)} shards: "
+            "lower num_rounds or window_shards, or ingest more"
         )
     permutation = np.random.default_rng([config.seed, 0x77]).permutation(sorted(shards))
     return sorted(int(shard) for shard in permutation[(round_number - 1) * size : round_number * size])
