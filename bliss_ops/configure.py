@@ -6,6 +6,7 @@ from typing import Any
 
 from upath import UPath
 
+from bliss_ops import rounds
 from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity, parse
 from bliss_ops.lake import Corpus, Lake, Run, write_json
 from bliss_ops.manifest import differences
@@ -17,7 +18,7 @@ from bliss_ops.selectors import check_method
 def configure_corpus(lake: Lake, recipe: Recipe) -> Corpus:
     """Write `corpora/<name>/config.json`, or check that the one there is the same."""
     corpus = lake.corpus(recipe.ingest.corpus)
-    _write_config(corpus.path / "config.json", recipe.ingest, IngestConfig)
+    _write_config(corpus.path / "config.json", recipe.ingest)
     return corpus
 
 
@@ -32,7 +33,7 @@ def configure_run(
     compare_with: Sequence[str] = (),
     warmup_of: str | None = None,
 ) -> Run:
-    """Write `runs/<name>/config.json`, or check that the one there is the same.
+    """Write `runs/<name>/config.json`, or check that the one there is the same; more rounds than it has extend it (rounds.py).
 
     Args:
         lake: where the run is to be.
@@ -46,7 +47,9 @@ def configure_run(
     """
     config = run_config(lake, recipe, method, seed, overrides=overrides, name=name, compare_with=compare_with, warmup_of=warmup_of)
     run = lake.run(config.name)
-    _write_config(run.path / "config.json", config, RunConfig)
+    config = rounds.reconciled(run, config)
+    rounds.check(config, run)
+    _write_config(run.path / "config.json", config)
     return run
 
 
@@ -86,15 +89,20 @@ def run_config(
     return config.model_copy(update={"warmup_of": warmup_of})
 
 
-def _write_config(path: UPath, config: IngestConfig | RunConfig, model: type[IngestConfig] | type[RunConfig]) -> None:
+def config_differences(path: UPath, config: IngestConfig | RunConfig) -> list[str]:
+    """What of a config that is there is other than in `config`; empty where there is none."""
+    if not path.exists():
+        return []
+    return differences(identity(parse(type(config), path.read_bytes(), where=str(path))), identity(config))
+
+
+def _write_config(path: UPath, config: IngestConfig | RunConfig) -> None:
     """Write `config`, or compare with the one there.
 
     Raises:
         ValueError: a different config is there; the message lists the fields.
     """
-    if path.exists():
-        there = parse(model, path.read_bytes(), where=str(path))
-        if changes := differences(identity(there), identity(config)):
-            listing = "\n".join(f"  {change}" for change in changes)
-            raise ValueError(f"{path} was written with other settings:\n{listing}\nPut the settings back, or choose another name.")
+    if changes := config_differences(path, config):
+        listing = "\n".join(f"  {change}" for change in changes)
+        raise ValueError(f"{path} was written with other settings:\n{listing}\nPut the settings back, or choose another name.")
     write_json(path, config.model_dump(mode="json"))

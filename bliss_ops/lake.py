@@ -67,6 +67,10 @@ class Lake:
         corpora = sorted(p.name for p in scores.iterdir() if p.is_dir()) if scores.exists() else []
         return sorted((corpus, p.name) for corpus in corpora for p in (scores / corpus).iterdir() if (p / "manifest.json").exists())
 
+    def comparison(self, name: str) -> UPath:
+        """`comparisons/<name>`: the report about several runs."""
+        return self.root / "comparisons" / check_name(name)
+
     @property
     def score_store(self) -> UPath:
         """The published DuckDB snapshot that users query."""

@@ -2,3 +2,4 @@
 
 SCORE_STORE_POOL = "score_store"  # one slot: the score store has one writer at a time
 GPU_POOL = "gpu"  # as many slots as the cluster has GPUs, else CPUs: scoring tasks beyond that wait in Airflow, not in Ray
+TRAINING_POOL = "training"  # as many slots as training jobs fit on the cluster: those beyond that wait in Airflow, where they hold no slot

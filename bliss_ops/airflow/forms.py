@@ -15,7 +15,8 @@ from bliss_ops.recipes import RECIPES, load_recipe
 from bliss_ops.selectors import known_methods
 
 DEFAULT_RECIPE = "demo"
-NAMING = ("recipe", "method", "seed", "round", "name", "compare_with")  # fields of a form that are not settings of the recipe
+NAMING = ("recipe", "method", "seed", "round", "name", "compare_with")  # fields of a round's form that are not settings of the recipe
+CHOICE = ("recipe", "methods", "seeds", "name", "baseline")  # of a comparison's
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "enum")
 
 
@@ -39,9 +40,45 @@ def round_params() -> dict[str, Param]:
     } | dict(_settings())
 
 
+def comparison_params() -> dict[str, Param]:
+    """The form of `bliss_compare`."""
+    methods = known_methods()
+    return {
+        "recipe": _recipe_param(),
+        "methods": Param(
+            ["random", "dsir", "bliss"],
+            type="array",
+            items={"type": "string", "enum": methods},
+            minItems=2,
+            uniqueItems=True,
+            examples=methods,
+            title="Methods",
+            description="Selectors, or variants of them; each is run with every seed.",
+        ),
+        "seeds": Param(
+            [0, 1, 2],
+            type="array",
+            items={"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+            minItems=1,
+            uniqueItems=True,
+            title="Seeds",
+            description="Whole numbers. Runs of one seed share initial weights and data order, so differences are taken seed by seed.",
+        ),
+        "name": Param(
+            None,
+            type=["null", "string"],
+            title="Name",
+            description="Of the comparison and the beginning of its runs' names; empty takes the recipe's.",
+        ),
+        "baseline": Param(
+            "random", type="string", enum=methods, title="Baseline", description="The method that the others are held against."
+        ),
+    } | dict(_settings())
+
+
 def overrides(params: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were filled in, by dotted name."""
-    return {key: value for key, value in params.items() if key not in NAMING and value is not None and value != ""}
+    return {key: value for key, value in params.items() if key not in (*NAMING, *CHOICE) and value is not None and value != ""}
 
 
 def recipe(params: Mapping[str, Any]) -> Recipe:
@@ -63,7 +100,20 @@ def configure_arguments(subcommand: str, params: Mapping[str, Any]) -> list[str]
         arguments += [f"--method={params['method']}", f"--seed={params['seed']}"]
         arguments += [f"--name={params['name']}"] if params.get("name") else []
         arguments += [f"--compare-with={name}" for name in params.get("compare_with") or ()]
-    return arguments + [f"--set={key}={json.dumps(value)}" for key, value in overrides(params).items()]
+    return arguments + _set_arguments(params)
+
+
+def comparison_arguments(params: Mapping[str, Any]) -> list[str]:
+    """The arguments of `bliss configure-comparison` for a filled form."""
+    arguments = ["configure-comparison", str(params["recipe"])]
+    arguments += [f"--methods={','.join(params['methods'])}", f"--seeds={','.join(map(str, params['seeds']))}"]
+    arguments += [f"--name={params['name']}"] if params.get("name") else []
+    arguments += [f"--baseline={params['baseline']}"]
+    return arguments + _set_arguments(params)
+
+
+def _set_arguments(params: Mapping[str, Any]) -> list[str]:
+    return [f"--set={key}={json.dumps(value)}" for key, value in overrides(params).items()]
 
 
 def _recipe_param() -> Param:

@@ -47,9 +47,10 @@ class BlissStageOperator(BaseOperator):
         group: `K/N` for one group of shards.
         trains: whether the stage claims a GPU (or BLISS_TRAINING_CPUS), so that more runs than there is room for take turns.
         num_workers: with more than one, the stage's training workers make that claim and the job that starts them claims nothing.
+        title: what a mapped task is called.
     """
 
-    template_fields: Sequence[str] = ("subject", "arguments", "round_number", "group", "num_workers")
+    template_fields: Sequence[str] = ("subject", "arguments", "round_number", "group", "num_workers", "title")
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -62,6 +63,7 @@ class BlissStageOperator(BaseOperator):
         group: str | None = None,
         trains: bool = False,
         num_workers: str = "1",
+        title: str = "",
         conn_id: str = RAY_CONNECTION,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +75,7 @@ class BlissStageOperator(BaseOperator):
         self.group = group
         self.trains = trains
         self.num_workers = num_workers
+        self.title = title
         self.conn_id = conn_id
         self._submission_id: str | None = None
 

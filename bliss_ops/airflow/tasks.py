@@ -5,10 +5,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import Asset, CronTriggerTimetable, PartitionedAssetTimetable, timezone
+from airflow.sdk import Asset, CronTriggerTimetable, PartitionedAssetTimetable, chain, task_group, timezone
 
 from bliss_ops import pipeline
-from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL
+from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL, TRAINING_POOL
+from bliss_ops.airflow.comparing import (
+    ConfigureComparisonOperator,
+    CorpusSensor,
+    IngestOperator,
+    LaterRoundsSensor,
+    MissingOperator,
+    NextRoundsOperator,
+    ReportComparisonOperator,
+    WarmedUpOperator,
+)
 from bliss_ops.airflow.landing import LandOperator, ProblemsOperator
 from bliss_ops.airflow.operator import BlissStageOperator, ConfigureOperator
 from bliss_ops.airflow.rescoring import FindCorporaOperator, GroupsOperator, LoadScoresOperator, PlanOperator
@@ -22,6 +32,9 @@ STORE_WRITERS = ("load", "report")
 MAPPED = ("extract", "pack", "score")  # over groups of shards; other sharded stages are light enough for one job
 
 ON_GPU = ("score",)
+
+WARM_UP = ROUND_STAGES[0]
+TITLE = "{{ task.title }}"  # of a mapped task of a comparison: `dsir s1`
 
 DAG_ARGS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=timezone.utc),
@@ -54,6 +67,48 @@ def round_tasks(configure: ConfigureOperator) -> list[Any]:
 
 def next_round_task() -> NextRoundOperator:
     return NextRoundOperator(task_id="next_round", run_name=_from_configure("name"), num_rounds=_from_configure("num_rounds"))
+
+
+def comparison_tasks() -> list[Any]:
+    """Configure, see to the corpus, warm up once per seed, every run for itself, report, and red where a run is missing."""
+    configure = ConfigureComparisonOperator(task_id="configure")
+    corpus = CorpusSensor(task_id="corpus", corpus=_from_configure("corpus"), trigger_rule="none_failed")
+    warm_up = BlissStageOperator.partial(
+        task_id=WARM_UP.name,
+        subcommand=WARM_UP.command,
+        doc_md=WARM_UP.function.__doc__,
+        trains=True,
+        pool=TRAINING_POOL,
+        map_index_template=TITLE,
+    ).expand_kwargs(corpus.output)
+    return [
+        configure,
+        IngestOperator(task_id="ingest", corpus=_from_configure("corpus")),
+        corpus,
+        warm_up,
+        _each_run().expand_kwargs(configure.output),
+        ReportComparisonOperator(
+            task_id="report", subcommand="report-comparison", subject=_from_configure("name"), trigger_rule="all_done"
+        ),
+        MissingOperator(task_id="missing"),
+    ]
+
+
+def _each_run() -> Any:
+    """A mapped group: the round's stages after the warm-up, in order, then the later rounds. What is begun goes before what is not."""
+
+    @task_group(group_id="run", default_args={"map_index_template": TITLE, "weight_rule": "upstream"})
+    def run(subject: str, title: str) -> None:
+        name: dict[str, Any] = {"subject": subject, "title": title}
+        stages = [stage for stage in ROUND_STAGES if stage is not WARM_UP]
+        tasks: list[Any] = [WarmedUpOperator(**_stage_arguments(stages[0]), **name, round_number="1", trigger_rule="all_done")]
+        tasks += [BlissStageOperator(**_stage_arguments(stage), **name, round_number="1") for stage in stages[1:]]
+        num_rounds = _from_configure("num_rounds")
+        tasks.append(NextRoundsOperator(task_id="next_rounds", num_rounds=num_rounds, **name))
+        tasks.append(LaterRoundsSensor(task_id="later_rounds", num_rounds=num_rounds, **name))
+        chain(*tasks)
+
+    return run
 
 
 def on_each_corpus() -> PartitionedAssetTimetable:
@@ -117,22 +172,24 @@ def landing_tasks() -> list[Any]:
 
 
 def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> Any:
-    if stage.name in STORE_WRITERS:
-        kwargs["pool"] = SCORE_STORE_POOL
-    if stage.name in ON_GPU:
-        kwargs["pool"] = GPU_POOL
-    kwargs |= {
-        "task_id": stage.name,
-        "subcommand": stage.command,
-        "subject": _from_configure("name"),
-        "doc_md": stage.function.__doc__,
-        "trains": stage.trains,
-    }
-    if stage.launches:
-        kwargs["num_workers"] = _from_configure("num_workers")
+    kwargs |= _stage_arguments(stage) | {"subject": _from_configure("name")}
     if stage.name not in MAPPED:
         return BlissStageOperator(**kwargs)
     return BlissStageOperator.partial(map_index_template="{{ task.group }}", **kwargs).expand(group=configure.output)
+
+
+def _stage_arguments(stage: Stage) -> dict[str, Any]:
+    """What a stage's task is made of, whichever run or corpus it is for."""
+    arguments = {"task_id": stage.name, "subcommand": stage.command, "doc_md": stage.function.__doc__, "trains": stage.trains}
+    if stage.name in STORE_WRITERS:
+        arguments["pool"] = SCORE_STORE_POOL
+    elif stage.name in ON_GPU:
+        arguments["pool"] = GPU_POOL
+    elif stage.trains:
+        arguments["pool"] = TRAINING_POOL
+    if stage.launches:
+        arguments["num_workers"] = _from_configure("num_workers")
+    return arguments
 
 
 def _from_configure(key: str) -> str:

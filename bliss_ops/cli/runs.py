@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from bliss_ops import pipeline
 from bliss_ops.cli.arguments import add_command, add_settings, overrides, recipe_of, who_works
+from bliss_ops.cli.stack import add_airflow_options, in_stack
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.lake import Lake, Run
 from bliss_ops.recipes import load_recipe
@@ -32,8 +32,7 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--corpus", help="name of the corpus in the lake")
     run.add_argument("--methods", default=",".join(METHODS), help="selectors or variants, comma-separated; one run each (%(default)s)")
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--airflow", action="store_true", help="through the Airflow of `bliss up`, with a live display")
-    run.add_argument("--start", action="store_true", help="with --airflow: start the stack first when it is not up, and stop it at the end")
+    add_airflow_options(run)
     add_settings(run)
 
     configure_corpus = add_command(commands, "configure-corpus", configure_corpus_only, "Write a corpus's config.json and print its name.")
@@ -47,8 +46,6 @@ def add_commands(commands: Any) -> None:
     configure.add_argument("--run-name", "--name", dest="run_name", help="default: <recipe>-<method>-s<seed>")
     configure.add_argument("--compare-with", action="append", default=[], metavar="RUN", help="a run drawn beside this one in its report")
     add_settings(configure)
-
-    run.add_argument("--state", default=".bliss", help="the stack's directory, with --airflow (default: %(default)s)")
 
 
 def ingest_corpus(arguments: argparse.Namespace) -> int:
@@ -89,28 +86,9 @@ def run_recipe(arguments: argparse.Namespace) -> int:
 
 
 def _run_in_airflow(arguments: argparse.Namespace, methods: list[str], settings: dict[str, Any]) -> int:
-    from bliss_ops.stack import down, is_up, run_in_airflow, up
+    from bliss_ops.stack import run_in_airflow
 
-    lake, state = Lake.open(arguments.lake), Path(arguments.state)
-    started_here = arguments.start and not is_up(state)
-    try:
-        if started_here:
-            up(lake, state)
-        return run_in_airflow(arguments.recipe, methods, arguments.seed, settings, lake, state)
-    finally:
-        if started_here and not _leave_up():
-            down(state)
-
-
-def _leave_up() -> bool:
-    """On a terminal, offer to leave the web UI up; anywhere else it is stopped."""
-    if not sys.stdin.isatty():
-        return False
-    try:
-        answer = input("Leave Airflow and Ray up so you can look around? `bliss down` stops them. [y/N] ")
-    except (EOFError, KeyboardInterrupt):
-        return False
-    return answer.strip().lower() in ("y", "yes")
+    return in_stack(arguments, lambda lake, state: run_in_airflow(arguments.recipe, methods, arguments.seed, settings, lake, state))
 
 
 def configure_corpus_only(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ other where the sequences are the same; what cannot be compared is said on the p
 import hashlib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,26 @@ class MethodLoss:
     num_pairs: int
 
 
-def compare(lake: Lake, names: Sequence[str], round_number: int | None = None, output: UPath | None = None) -> UPath:
-    """Write `index.html` and `summary.json` about several runs and return the page's address.
+def compare(
+    lake: Lake,
+    names: Sequence[str],
+    round_number: int | None = None,
+    output: UPath | None = None,
+    *,
+    baseline: str = BASELINE,
+    missing: Mapping[str, str] | None = None,
+    title: str | None = None,
+) -> UPath:
+    """Write `index.html`, `summary.json` and `table.md` about several runs and return the page's address.
 
     Args:
         lake: the lake they are in.
         names: two runs or more.
         round_number: which round; none takes the last one that every run has evaluated, else the last any has.
         output: directory to write; none takes `comparisons/<names>` of the lake.
+        baseline: the method that the others are held against.
+        missing: runs that belong to the comparison and are not done, with how far they are.
+        title: the comparison's name, where it has one.
 
     Raises:
         ValueError: fewer than two runs, or one of them is not in the lake or has nothing finished.
@@ -93,6 +105,7 @@ def compare(lake: Lake, names: Sequence[str], round_number: int | None = None, o
         html, summary = _render(members, round_number)
     write_bytes(directory / "index.html", html.encode())
     write_json(directory / "summary.json", summary)
+    write_bytes(directory / "table.md", b"")
     return directory / "index.html"
 
 

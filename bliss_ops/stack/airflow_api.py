@@ -1,4 +1,4 @@
-"""The few calls of Airflow's REST API that `bliss run --airflow` makes, with the standard library."""
+"""The few calls of Airflow's REST API that `bliss run --airflow` and `bliss compare --airflow` make, with the standard library."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 90  # longer than Airflow itself waits for its database
 UNAUTHORIZED, NOT_FOUND, CONFLICT, FAILED = 401, 404, 409, 500
+PAGE = 100
 FINISHED = frozenset({"success", "failed"})
 
 
@@ -96,7 +97,13 @@ class AirflowApi:
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """Tasks of a DAG run, mapped ones one by one."""
-        found = self._call("GET", f"{_run_path(dag_id, run_id)}/taskInstances?limit=1000")["task_instances"]
+        found: list[dict[str, Any]] = []
+        while len(found) % PAGE == 0:  # however many are asked for, Airflow gives a hundred at a time
+            page = f"limit={PAGE}&offset={len(found)}&order_by=id"
+            answer = self._call("GET", f"{_run_path(dag_id, run_id)}/taskInstances?{page}")["task_instances"]
+            found += answer
+            if not answer:
+                break
         return [
             TaskInstance(
                 task_id=item["task_id"],

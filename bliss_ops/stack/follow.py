@@ -24,7 +24,9 @@ LOG_POLL_SECONDS = 3.0
 UNREACHABLE_SECONDS = 60.0
 NUM_LOG_LINES = 30
 STYLES = {"success": "green", "failed": "bold red", "running": "cyan", "up_for_retry": "yellow", "skipped": "dim", "upstream_failed": "red"}
-QUIET = frozenset({"none", "scheduled", "queued"})  # states that are not worth a line
+ACTIVE = frozenset({"running", "failed", "up_for_retry", "queued"})
+MANY_TASKS = 30  # more do not fit on a terminal
+QUIET = frozenset({"none", "scheduled", "queued", "up_for_reschedule"})  # states that are not worth a line
 
 
 @dataclass
@@ -156,10 +158,21 @@ def _table(runs: Sequence[DagRun]) -> "Table":
         table.add_column(title, ratio=1 if title == "last line" else None, overflow="ellipsis", **({"no_wrap": True} | options))
     for run in runs:
         table.add_row(f"[bold]{escape(run.run_id)}[/]", "", _styled(run.state), _clock(sum(task.duration or 0 for task in run.tasks)), "")
-        for task in run.tasks if run.state not in FINISHED or run.state == "failed" else ():
+        if len(run.tasks) > MANY_TASKS:
+            table.add_row("", f"{sum(task.state in FINISHED for task in run.tasks)} of {len(run.tasks)} tasks have ended", "", "", "")
+        for task in _shown(run):
             line = run.last_lines.get(task.label, "") if task.state in ("running", "failed") else ""
             table.add_row("", escape(task.label), _styled(task.state), _clock(_seconds(task)), f"[dim]{escape(line)}[/]")
     return table
+
+
+def _shown(run: DagRun) -> list[TaskInstance]:
+    """The tasks of a DAG run that has not ended well; of one with very many, those that run or have failed."""
+    if run.state == "success":
+        return []
+    if len(run.tasks) <= MANY_TASKS:
+        return run.tasks
+    return [task for task in run.tasks if task.state in ACTIVE]
 
 
 def _styled(state: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.error import URLError
 
-from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL
+from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL, TRAINING_POOL
 from bliss_ops.lake import Lake
 from bliss_ops.stack import processes, services
 from bliss_ops.stack.airflow_api import AirflowApi, AirflowError
@@ -26,7 +26,7 @@ from bliss_ops.stack.services import Layout
 
 log = logging.getLogger(__name__)
 
-DAG_IDS = frozenset({"bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"})
+DAG_IDS = frozenset({"bliss_compare", "bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"})
 START_SECONDS = 180.0
 LOG_TAIL_LINES = 20
 
@@ -163,6 +163,7 @@ def _start(state: State) -> None:
     api = state.api
     api.make_pool(SCORE_STORE_POOL, 1, "The score store has one writer at a time.")
     api.make_pool(GPU_POOL, services.num_gpus() or os.cpu_count() or 1, "Scoring tasks at once: the cluster's GPUs, else its CPUs.")
+    api.make_pool(TRAINING_POOL, services.num_training_jobs(), "Training tasks at once: as many as the machine has room for.")
     _wait_for(state, "the DAGs to appear", lambda: api.dag_ids() >= DAG_IDS or _no_import_errors(api))
 
 

@@ -174,9 +174,19 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
         **{f"AIRFLOW__{name}": str(value) for name, value in settings.items()},
         "AIRFLOW_CONN_RAY_DEFAULT": json.dumps(connection),
         "BLISS_RETRY_SECONDS": "2",
-        "BLISS_TRAINING_CPUS": str(max(1, (os.cpu_count() or 1) // 2)),  # a run and its baseline side by side
+        "BLISS_TRAINING_CPUS": str(training_cpus()),
         "BLISS_TRAINING_GPUS": str(min(1, num_gpus())),
     }
+
+
+def training_cpus() -> int:
+    """CPUs that a training job claims: half of them, so that a run and its baseline go side by side."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def num_training_jobs() -> int:
+    """Training jobs that have room at the same time."""
+    return num_gpus() or (os.cpu_count() or 1) // training_cpus()
 
 
 def num_gpus() -> int:
