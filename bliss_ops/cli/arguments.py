@@ -12,6 +12,7 @@ from bliss_ops.config import EMBEDDED, NO_VALIDATION, Recipe
 from bliss_ops.recipes import load_recipe
 
 ADDRESSES = ("ingest.source", "ingest.tokenizer", "ingest.validation.source")  # settings that may be local paths
+MODELS = ("proxy.shape", "target.shape")  # settings that are one where they end in .json
 
 
 def add_command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
@@ -64,7 +65,8 @@ def overrides(arguments: argparse.Namespace, source: str | None = None) -> dict[
     for other in values.get("ingest.validation.others") or ():
         if isinstance(other, dict) and "source" in other:
             other["source"] = absolute(other["source"])
-    return values | {key: absolute(values[key]) for key in ADDRESSES if key in values}
+    paths = [*ADDRESSES, *(key for key in MODELS if str(values.get(key)).endswith(".json"))]
+    return values | {key: absolute(values[key]) for key in paths if key in values}
 
 
 def recipe_of(name: str, arguments: argparse.Namespace, source: str | None = None) -> Recipe:
