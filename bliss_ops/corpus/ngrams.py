@@ -41,7 +41,7 @@ def make_hasher(tokenizer: Tokenizer, num_buckets: int) -> NgramHasher:
         return bucket(ngram, num_buckets)
 
     def hash_rows(rows: Iterable[Integers]) -> tuple[Int64s, Int64s]:
-        pieces = [(number, piece) for number, row in enumerate(rows) for piece in _documents(np.asarray(row), tokenizer.eot_id)]
+        pieces = [(number, piece) for number, row in enumerate(rows) for piece in documents(np.asarray(row), tokenizer.eot_id)]
         texts = tokenizer.decode_batch([piece for _, piece in pieces])
         buckets = [[cached_bucket(ngram) for ngram in ngrams(text)] for text in texts]
         numbers = np.array([number for number, _ in pieces], np.int64)
@@ -51,7 +51,7 @@ def make_hasher(tokenizer: Tokenizer, num_buckets: int) -> NgramHasher:
     return hash_rows
 
 
-def _documents(ids_T: Integers, eot_id: int) -> list[Integers]:
+def documents(ids_T: Integers, eot_id: int) -> list[Integers]:
     """The row cut at end-of-text, without it."""
     pieces = np.split(ids_T, np.flatnonzero(ids_T == eot_id))
     return [piece for piece in (pieces[0], *(piece[1:] for piece in pieces[1:])) if len(piece)]
