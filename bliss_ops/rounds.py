@@ -114,7 +114,7 @@ def reconciled(run: Run, config: RunConfig) -> RunConfig:
     """
     if not (run.path / "config.json").exists():
         return config
-    there = run.config
+    there = run.lake.run(run.name).config  # read anew: a `Run` keeps what it has read
     if config.window_shards is None or identity(there) | {"num_rounds": config.num_rounds} != identity(config):
         return config
     if config.num_rounds > there.num_rounds:

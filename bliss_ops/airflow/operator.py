@@ -153,7 +153,7 @@ class BlissStageOperator(BaseOperator):
 class ConfigureOperator(BaseOperator):
     """Writes the `config.json` of a corpus or run from the trigger form, here in Airflow: it is small and needs no cluster.
 
-    Returns the groups (`K/N`) that sharded stages are mapped over; pushes `name`, `num_rounds` and `num_workers` beside them.
+    Returns the groups (`K/N`) that sharded stages are mapped over; pushes `name` and `num_workers` beside them.
     """
 
     ui_color = "#fef7e0"
@@ -169,7 +169,6 @@ class ConfigureOperator(BaseOperator):
         recipe = forms.recipe(params)
         num_groups = (recipe.scoring if self.subcommand == "configure" else recipe.ingest).num_groups
         context["ti"].xcom_push(key="name", value=name)
-        context["ti"].xcom_push(key="num_rounds", value=recipe.num_rounds)
         context["ti"].xcom_push(key="num_workers", value=recipe.compute.num_workers)
         return [f"{group}/{num_groups}" for group in range(num_groups)]
 

@@ -1,4 +1,7 @@
-"""Round after round: the last task of a round's DAG run triggers the next round's DAG run."""
+"""Round after round: the last task of a round's DAG run triggers the next round's DAG run.
+
+How many rounds there are is read from the run's config at that moment, so a run that was extended meanwhile goes on.
+"""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -13,17 +16,18 @@ if TYPE_CHECKING:
 class NextRoundOperator(TriggerDagRunOperator):
     """Triggers the same DAG for the next round; skips itself after the last one."""
 
-    template_fields = ("run_name", "num_rounds")
+    template_fields = ("run_name",)
 
-    def __init__(self, *, run_name: str, num_rounds: Any, **kwargs: Any) -> None:
+    def __init__(self, *, run_name: str, **kwargs: Any) -> None:
         super().__init__(trigger_dag_id="", logical_date=None, skip_when_already_exists=True, **kwargs)
         self.run_name = run_name
-        self.num_rounds = num_rounds
 
     def execute(self, context: "Context") -> None:
-        number = int(context["params"]["round"])
-        if number >= int(self.num_rounds):
-            raise AirflowSkipException(f"round {number} of {self.num_rounds} was the last one")
+        from bliss_ops.lake import Lake
+
+        number, num_rounds = int(context["params"]["round"]), Lake.open().run(self.run_name).config.num_rounds
+        if number >= num_rounds:
+            raise AirflowSkipException(f"round {number} of {num_rounds} was the last one")
         ti = context["ti"]
         self.trigger_dag_id = ti.dag_id
         self.trigger_run_id = next_run_id(self.run_name, number, ti.run_id)

@@ -66,7 +66,7 @@ def round_tasks(configure: ConfigureOperator) -> list[Any]:
 
 
 def next_round_task() -> NextRoundOperator:
-    return NextRoundOperator(task_id="next_round", run_name=_from_configure("name"), num_rounds=_from_configure("num_rounds"))
+    return NextRoundOperator(task_id="next_round", run_name=_from_configure("name"))
 
 
 def comparison_tasks() -> list[Any]:

@@ -1,11 +1,11 @@
-"""`bliss ingest`, `run`, `configure-corpus`, `configure`: stages put together."""
+"""`bliss ingest`, `run`, `configure-corpus`, `configure`, `extend`: stages put together."""
 
 import argparse
 import sys
 from typing import Any
 
-from bliss_ops import pipeline
-from bliss_ops.cli.arguments import add_command, add_settings, overrides, recipe_of, who_works
+from bliss_ops import pipeline, rounds
+from bliss_ops.cli.arguments import add_command, add_settings, overrides, recipe_of, round_number, who_works
 from bliss_ops.cli.stack import add_airflow_options, in_stack
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.lake import Lake, Run
@@ -47,6 +47,11 @@ def add_commands(commands: Any) -> None:
     configure.add_argument("--compare-with", action="append", default=[], metavar="RUN", help="a run drawn beside this one in its report")
     add_settings(configure)
 
+    extend = add_command(commands, "extend", extend_run, "More rounds for a run that is there; what is finished stays as it is.")
+    extend.add_argument("run", metavar="RUN")
+    extend.add_argument("--rounds", type=round_number, required=True, metavar="N", help="how many it is to have in all")
+    extend.add_argument("--run", dest="runs_now", action="store_true", help="do them now, in this process")
+
 
 def ingest_corpus(arguments: argparse.Namespace) -> int:
     """`bliss ingest`."""
@@ -78,8 +83,8 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     for method in methods:
         others = [run.name for run in runs]
         runs.append(configure_run(lake, arguments.recipe, method, arguments.seed, overrides=settings, compare_with=others))
-        for round_number in range(1, recipe.num_rounds + 1):
-            pipeline.run_round(lake, runs[-1].name, round_number, who_works())
+        for number in range(1, recipe.num_rounds + 1):
+            pipeline.run_round(lake, runs[-1].name, number, who_works())
     for run in runs:
         sys.stdout.write(report.headline(run))
     return 0
@@ -110,4 +115,16 @@ def configure_run_only(arguments: argparse.Namespace) -> int:
         compare_with=arguments.compare_with,
     )
     sys.stdout.write(f"{run.name}\n")
+    return 0
+
+
+def extend_run(arguments: argparse.Namespace) -> int:
+    """`bliss extend`."""
+    lake = Lake.open(arguments.lake)
+    before = lake.run(arguments.run).config.num_rounds
+    config = rounds.extend(lake.run(arguments.run), arguments.rounds)
+    sys.stdout.write(f"{config.name}: {config.num_rounds} rounds (it had {before})\n")
+    if arguments.runs_now:
+        for number in range(1, config.num_rounds + 1):
+            pipeline.run_round(lake, config.name, number, who_works())
     return 0
