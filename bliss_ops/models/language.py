@@ -115,13 +115,20 @@ def token_loss_sums(logits_BTV: "torch.Tensor", labels_BT: "torch.Tensor") -> "t
     return losses_BT.sum(1), (targets_BT != -100).sum(1)
 
 
-def save(model: "PreTrainedModel", directory: "UPath", name: str) -> list[str]:
-    """Write `<name>/config.json` and `<name>/model.safetensors`, the layout `AutoModelForCausalLM.from_pretrained` loads."""
+def save(model: "PreTrainedModel", directory: "UPath", name: str, *, weights: "Mapping[str, torch.Tensor] | None" = None) -> list[str]:
+    """Write `<name>/config.json` and `<name>/model.safetensors`, the layout `AutoModelForCausalLM.from_pretrained` loads.
+
+    Args:
+        model: whose configuration is written, and whose weights.
+        directory: holds the directory `<name>`.
+        name: may be several directories deep.
+        weights: in place of the model's own, where this process holds a part of them only.
+    """
     from bliss_ops.lake import write_json
 
     config = model.config.to_dict() | {"architectures": [type(model).__name__]}
     write_json(directory / name / "config.json", json.loads(json.dumps(config, default=str)))
-    write_tensors(directory / name / "model.safetensors", model.state_dict())
+    write_tensors(directory / name / "model.safetensors", model.state_dict() if weights is None else weights)
     return [f"{name}/config.json", f"{name}/model.safetensors"]
 
 
@@ -154,7 +161,13 @@ def write_tensors(path: "UPath", tensors: "Mapping[str, torch.Tensor]") -> None:
 
     from bliss_ops.lake import atomic_file
 
-    on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    on_cpu: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        on_cpu[name] = tensor.detach().contiguous().cpu()
+        if on_cpu[name].data_ptr() in seen and tensor.numel():  # safetensors refuses two names of the same memory: tied embeddings
+            on_cpu[name] = on_cpu[name].clone()
+        seen.add(on_cpu[name].data_ptr())
     with atomic_file(path) as file:
         save_file(on_cpu, file, metadata={"format": "pt"})
 
