@@ -1,7 +1,8 @@
 """The main path, in order. Read this page first.
 
     discover -> extract -> train_tokenizer -> pack -> prepare_validation          (once per corpus)
-    warm_up -> fit -> score -> fidelity -> load -> select -> materialize -> pretrain -> evaluate -> report      (once per round)
+    warm_up -> fit -> score -> fidelity -> load -> check_contamination -> select -> materialize -> pretrain -> evaluate
+        -> report      (once per round)
     rescore -> load_scores      (any corpus by the score model of any finished round, whenever there is something new)
 
 A stage is one plain function: it reads files, calls domain code with explicit paths, writes files. The same function runs from
@@ -162,14 +163,35 @@ def load(run: Run, round_number: int) -> Manifest:
     return scores
 
 
+def check_contamination(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
+    """The candidates, and rows of the validation set, that share n-grams with a task; with no tasks there is nothing to look for."""
+    from bliss_ops import contamination, selectors
+
+    config, here = run.config.evaluation, run.round(round_number)
+    asked = identity(config)
+    settings = {name: asked[name] for name in ("tasks", "data", "max_examples_per_task", "contamination_ngram")} if config.tasks else {}
+    settings |= {"window": selectors.window_identity(run.config, round_number), "seed": run.config.seed} if config.tasks else {}
+    inputs = _corpus_manifests(run) if config.tasks else []
+    artifact = Artifact(run.lake, here / "contamination", stage="check_contamination", identity=settings, inputs=inputs)
+    if not config.tasks:
+        return artifact.produce(lambda _: ([], {}))
+    make_worker = partial(contamination.make_worker, config, run.corpus.sequences, run.corpus.tokenizer, artifact.directory)
+    return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=contamination.make_check(run))
+
+
 def select(run: Run, round_number: int) -> Manifest:
     """The ids of the best sequences, by an exact threshold; ties go to the smaller id."""
     from bliss_ops import selection
 
     here = run.round(round_number)
     scores = read_manifest(here / "scores", made_by=f"bliss score {run.name} --round {round_number}")
-    artifact = Artifact(run.lake, here / "selection", stage="select", identity=identity(run.config.selection), inputs=[scores])
-    return artifact.produce(partial(selection.select, run.config, here / "scores", scores.shards, outputs=scores.outputs))
+    settings, inputs, contaminated = identity(run.config.selection), [scores], None
+    if run.config.evaluation.exclude_contaminated:
+        contaminated = here / "contamination"
+        inputs.append(read_manifest(contaminated, made_by=f"bliss check-contamination {run.name} --round {round_number}"))
+    artifact = Artifact(run.lake, here / "selection", stage="select", identity=settings, inputs=inputs)
+    select_best = partial(selection.select, run.config, here / "scores", scores.shards, outputs=scores.outputs, contaminated=contaminated)
+    return artifact.produce(select_best)
 
 
 def materialize(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | None:
@@ -292,6 +314,7 @@ ROUND_STAGES = (
     Stage(score, sharded=True),
     Stage(fidelity, trains=True),
     Stage(load),
+    Stage(check_contamination, sharded=True),
     Stage(select),
     Stage(materialize, sharded=True),
     Stage(pretrain, trains=True),

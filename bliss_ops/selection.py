@@ -24,7 +24,13 @@ log = logging.getLogger(__name__)
 
 
 def select(
-    config: RunConfig, scores: UPath, shards: Sequence[int], directory: UPath, *, outputs: Sequence[Output] = ()
+    config: RunConfig,
+    scores: UPath,
+    shards: Sequence[int],
+    directory: UPath,
+    *,
+    outputs: Sequence[Output] = (),
+    contaminated: UPath | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Write the ids and scores of the best sequences, one file per shard that has any.
 
@@ -34,25 +40,32 @@ def select(
         shards: their numbers.
         directory: where the selection goes.
         outputs: the records of the score shards; each file is held against its own before anything is selected.
+        contaminated: directory of the sequences that are left out, whatever their scores; a fraction stays one of all candidates.
 
     Raises:
         ValueError: a score shard is not what its record says; or the token budget is larger than the candidate window, or smaller
-            than one sequence.
+            than one sequence; or too few are left.
     """
     check_content(scores, outputs, made_by=f"bliss score {config.name}")
     ordered = sorted(shards)
 
     def batches() -> Iterator[np.ndarray]:
         for shard in ordered:
-            yield _read(scores, shard, ["score"])["score"].to_numpy()
+            yield _eligible(scores, shard, contaminated)["score"].to_numpy()
 
     num_candidates = sum(_num_rows(scores, shard) for shard in ordered)
     keep = num_to_keep(config, num_candidates)
+    num_excluded = num_candidates - sum(len(score_N) for score_N in batches()) if contaminated is not None else 0
+    if keep > num_candidates - num_excluded:
+        raise ValueError(
+            f"{num_excluded:,} of {num_candidates:,} candidate sequences are contaminated, {keep:,} are to be kept: select fewer, or set "
+            "evaluation.exclude_contaminated=false"
+        )
     threshold, num_above, num_ties = kth_largest(batches, keep)
     ties_left = keep - num_above
     files, kept_shards = [], []
     for shard in ordered:
-        table = _read(scores, shard)
+        table = _eligible(scores, shard, contaminated)
         score_N = table["score"].to_numpy()
         chosen = score_N > threshold
         ties = np.flatnonzero(score_N == threshold)[:ties_left]
@@ -73,7 +86,7 @@ def select(
         "num_ties_at_threshold": num_ties,
         "num_ties_kept": keep - num_above,
         "shards": kept_shards,
-    }
+    } | ({"num_excluded": num_excluded} if contaminated is not None else {})
 
 
 def num_to_keep(config: RunConfig, num_candidates: int) -> int:
@@ -175,6 +188,16 @@ def make_worker(sequences: UPath, selection: UPath, directory: UPath) -> Callabl
 def _read(directory: UPath, shard: int, columns: list[str] | None = None) -> pa.Table:
     with shard_file(directory, shard).open("rb") as file:
         return pq.read_table(file, columns=columns, schema=schemas.SCORES)
+
+
+def _eligible(scores: UPath, shard: int, contaminated: UPath | None) -> pa.Table:
+    """The scores of one shard's sequences that may be selected."""
+    table = _read(scores, shard)
+    if contaminated is None:
+        return table
+    with shard_file(contaminated, shard).open("rb") as file:
+        ids = pq.read_table(file, columns=["sequence_id"])["sequence_id"].to_numpy()
+    return table.filter(pa.array(~np.isin(table["sequence_id"].to_numpy(), ids)))
 
 
 def _num_rows(directory: UPath, shard: int) -> int:

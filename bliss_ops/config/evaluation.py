@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bliss_ops.config.settings import Settings
 
@@ -50,3 +50,9 @@ class EvaluationConfig(Settings):
         if len(set(tasks)) < len(tasks):
             raise ValueError(f"name every task once; {', '.join(sorted({task for task in tasks if tasks.count(task) > 1}))} is there twice")
         return tasks
+
+    @model_validator(mode="after")
+    def _something_to_exclude(self) -> "EvaluationConfig":
+        if self.exclude_contaminated and not self.tasks:
+            raise ValueError("evaluation.exclude_contaminated leaves out what shares text with evaluation.tasks: set some")
+        return self
