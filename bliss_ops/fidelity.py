@@ -2,7 +2,7 @@
 
 Influence is measured, not estimated: one AdamW step on one sequence, validation loss before minus after (training/influence.py). The
 model that is probed is the state the round starts from, so the question is the one the score was asked: what helps *now*? Probes come
-from beyond what bilevel training reads of the candidate stream. 256 probes tell a Spearman of 0.15 from none.
+from beyond what the method itself has learned from. 256 probes tell a Spearman of 0.15 from none.
 """
 
 import logging
@@ -109,8 +109,11 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
 
 
 def num_positions_read(config: RunConfig) -> int | None:
-    """Positions of the candidate stream, from its beginning, that bilevel training reads; None for methods without it."""
-    if "bilevel" not in selectors.load(config.method).SECTIONS:
+    """Positions of the candidate stream, from its beginning, whose influences the method learns from; None where it learns from none."""
+    sections = selectors.load(config.method).SECTIONS
+    if "mates" in sections:
+        return config.mates.num_probes
+    if "bilevel" not in sections:
         return None
     return config.bilevel.num_steps * config.bilevel.num_inner_steps * config.bilevel.batch_sequences
 

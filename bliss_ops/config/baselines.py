@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bliss_ops.config.settings import Settings, neutral
 
@@ -37,6 +37,30 @@ class DsirConfig(Settings):
 class LessConfig(Settings):
     """The baseline `less`: similarity of projected gradients (arXiv 2402.04333), in its form for pretraining."""
 
+    num_checkpoints: int = Field(
+        default=4, ge=1, le=100, description="Checkpoints of its warm-up; each costs a forward and a backward pass per candidate."
+    )
+    num_warmup_steps: int = Field(
+        default=400,
+        ge=1,
+        le=1_000_000,
+        description="Optimizer steps of its warm-up, from the model the round starts from, with the batches of pretraining.",
+    )
+    projection: Literal["sparse", "rademacher", "none"] = Field(
+        default="sparse",
+        description="Of the gradients: sparse: a count sketch; rademacher: a dense matrix of signs, as published (for GPUs); none: exact.",
+    )
+    projection_size: int = Field(default=8192, ge=16, le=1 << 24, description="Numbers a gradient is projected to.")
+    sketch_entries: int = Field(default=1, ge=1, le=64, description="Of a sparse projection: buckets that every number is added to.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "LessConfig":
+        if self.num_warmup_steps < self.num_checkpoints:
+            raise ValueError(f"less.num_warmup_steps is {self.num_warmup_steps}: set it to less.num_checkpoints or more")
+        if self.projection_size % self.sketch_entries:
+            raise ValueError(f"less.projection_size is {self.projection_size}: set it to a multiple of less.sketch_entries")
+        return self
+
 
 class MatesConfig(Settings):
     """The baseline `mates`: a regressor of measured one-step influences (arXiv 2406.06046)."""
@@ -69,3 +93,11 @@ class MatesConfig(Settings):
     )
     temperature: float = Field(default=0.5, gt=0, le=1000, description="Of that sampling; predictions have a spread of at most about 1.")
     checkpoint_every_steps: int = neutral(default=100, ge=1, description="A killed regression loses at most this many steps.")
+
+    def num_heldout(self, num_probes: int) -> int:
+        """How many of so many probes the regressor does not learn from."""
+        return max(2, round(self.holdout_fraction * num_probes))
+
+    def num_steps(self, num_probes: int) -> int:
+        """Optimizer steps of the regressor."""
+        return self.num_epochs * -(-(num_probes - self.num_heldout(num_probes)) // self.regressor_batch_sequences)

@@ -11,10 +11,10 @@ from bliss_ops.lake import write_json
 from bliss_ops.models import language
 
 if TYPE_CHECKING:
+    from torch import nn
     from upath import UPath
 
     from bliss_ops.config import RunConfig
-    from bliss_ops.models.score import ScoreModel
     from bliss_ops.models.scorer import Finish, ModelScorer
 
 MODEL = "score_model.safetensors"
@@ -60,7 +60,7 @@ def read_settings(directory: "UPath") -> dict[str, Any]:
     return settings
 
 
-def write_weights(directory: "UPath", model: "ScoreModel") -> None:
+def write_weights(directory: "UPath", model: "nn.Module") -> None:
     language.write_tensors(directory / MODEL, model.state_dict())
 
 

@@ -18,7 +18,8 @@ from bliss_ops.models.saved_score import MODEL, SETTINGS
 
 if TYPE_CHECKING:
     from bliss_ops.bilevel.state import BilevelState
-    from bliss_ops.selectors import Scorer, SelectorInputs
+    from bliss_ops.config import RunConfig
+    from bliss_ops.selectors import Scorer, SelectorFlops, SelectorInputs
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,20 @@ def train(inputs: "SelectorInputs", directory: UPath) -> None:
 def load_scorer(directory: UPath) -> "Scorer":
     """Logits of the trained score model."""
     return saved_score.load_scorer(directory)
+
+
+def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int, validation_row_tokens: float | None = None) -> "SelectorFlops":
+    """Bilevel training as bilevel/cost.py counts it, and one backbone pass per score; its fit does not depend on the window's size."""
+    from bliss_ops.bilevel.cost import training_flops
+    from bliss_ops.models.flops import model_flops
+    from bliss_ops.selectors import SelectorFlops
+
+    length = config.ingest.sequence_length
+    proxy = model_flops(config.proxy.definition, vocab_size=vocab_size, sequence_length=length)
+    has_reference = config.bilevel.kl_weight > 0 and config.target.warmup_steps > 0
+    reference = model_flops(config.target.definition, vocab_size=vocab_size, sequence_length=length) if has_reference else None
+    fit = training_flops(config.bilevel, proxy, sequence_length=length, reference=reference, validation_row_tokens=validation_row_tokens)
+    return SelectorFlops(fit=fit, score=num_sequences * length * proxy.backbone_forward)
 
 
 def _new_state(inputs: "SelectorInputs") -> "BilevelState":

@@ -16,9 +16,9 @@ from bliss_ops.lake import write_bytes, write_json
 from bliss_ops.rank_correlation import area_under_curve
 
 if TYPE_CHECKING:
-    from bliss_ops.config import ClassifierConfig
+    from bliss_ops.config import ClassifierConfig, RunConfig
     from bliss_ops.corpus.ngrams import NgramHasher
-    from bliss_ops.selectors import Scorer, SelectorInputs
+    from bliss_ops.selectors import Scorer, SelectorFlops, SelectorInputs
 
     Features = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, bucket and value of each of the F entries of a sparse matrix
 
@@ -84,6 +84,13 @@ def load_scorer(directory: UPath) -> "Scorer":
         return logits(coefficient_K, settings["bias"], found, len(input_ids_BT)).astype(np.float32)
 
     return score
+
+
+def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int) -> "SelectorFlops":  # noqa: ARG001 - the contract's names
+    """None: no model is run."""
+    from bliss_ops.selectors import SelectorFlops
+
+    return SelectorFlops(fit=0.0, score=0.0)
 
 
 def _heldout(set_N: np.ndarray, fraction: float) -> np.ndarray:

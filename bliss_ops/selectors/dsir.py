@@ -14,16 +14,17 @@ import numpy as np
 from upath import UPath
 
 from bliss_ops.lake import write_bytes, write_json
-from bliss_ops.selectors.random import splitmix64
+from bliss_ops.selectors.random import gumbel
 
 if TYPE_CHECKING:
-    from bliss_ops.selectors import Scorer, SelectorInputs
+    from bliss_ops.config import RunConfig
+    from bliss_ops.selectors import Scorer, SelectorFlops, SelectorInputs
 
 SECTIONS = ("dsir",)
 LOG_RATIOS = "log_ratio_K.float64"  # K: buckets
 SETTINGS = "dsir.json"
 
-_STREAM = np.uint64(0x64736972)  # keeps the Gumbel draws independent of the scores of `random` with the same seed
+_STREAM = 0x64736972  # of the Gumbel draws
 _ROWS_AT_ONCE = 1024
 
 
@@ -74,16 +75,14 @@ def load_scorer(directory: UPath) -> "Scorer":
         row_G, bucket_G = hash_rows(input_ids_BT)
         score_B = np.bincount(row_G, weights=log_ratio_K[bucket_G], minlength=len(input_ids_BT))
         if settings["sampling"] == "gumbel":
-            score_B += gumbel(sequence_ids_B, settings["seed"], settings["round"])
+            score_B += gumbel(sequence_ids_B, settings["seed"], settings["round"], stream=_STREAM)
         return score_B.astype(np.float32)
 
     return score
 
 
-def gumbel(sequence_ids_B: np.ndarray, seed: int, round_number: int) -> np.ndarray:
-    """One standard Gumbel draw per sequence, a function of its id, the seed and the round alone."""
-    salt = splitmix64(np.array([seed * 1000 + round_number], dtype=np.uint64) ^ (_STREAM << np.uint64(32)))
-    bits = splitmix64(sequence_ids_B.astype(np.uint64) ^ salt)
-    uniform_B = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) / (1 << 52)  # never 0 nor 1
-    draws_B: np.ndarray = -np.log(-np.log(uniform_B))
-    return draws_B
+def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int) -> "SelectorFlops":  # noqa: ARG001 - the contract's names
+    """None: no model is run."""
+    from bliss_ops.selectors import SelectorFlops
+
+    return SelectorFlops(fit=0.0, score=0.0)

@@ -14,7 +14,8 @@ from bliss_ops.lake import write_json
 if TYPE_CHECKING:
     import torch
 
-    from bliss_ops.selectors import Scorer, SelectorInputs
+    from bliss_ops.config import RunConfig
+    from bliss_ops.selectors import Scorer, SelectorFlops, SelectorInputs
 
 SECTIONS = ("proxy", "compute")
 MODEL = "proxy_model.safetensors"
@@ -58,3 +59,13 @@ def load_scorer(directory: UPath) -> "Scorer":
         return -loss_B / num_tokens_B
 
     return ModelScorer(model, device, minus_loss)
+
+
+def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int) -> "SelectorFlops":
+    """A forward pass of the proxy for every sequence; its warm-up is counted apart."""
+    from bliss_ops.models.flops import model_flops
+    from bliss_ops.selectors import SelectorFlops
+
+    length = config.ingest.sequence_length
+    of_proxy = model_flops(config.proxy.definition, vocab_size=vocab_size, sequence_length=length)
+    return SelectorFlops(fit=0.0, score=num_sequences * length * of_proxy.forward)

@@ -9,7 +9,8 @@ from upath import UPath
 from bliss_ops.lake import write_json
 
 if TYPE_CHECKING:
-    from bliss_ops.selectors import Scorer, SelectorInputs
+    from bliss_ops.config import RunConfig
+    from bliss_ops.selectors import Scorer, SelectorFlops, SelectorInputs
 
 SECTIONS: tuple[str, ...] = ()
 
@@ -32,6 +33,25 @@ def load_scorer(directory: UPath) -> "Scorer":
         return ((bits >> np.uint64(40)).astype(np.float32)) / np.float32(1 << 24)
 
     return score
+
+
+def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int) -> "SelectorFlops":  # noqa: ARG001 - the contract's names
+    """None: no model is run."""
+    from bliss_ops.selectors import SelectorFlops
+
+    return SelectorFlops(fit=0.0, score=0.0)
+
+
+def gumbel(sequence_ids_B: np.ndarray, seed: int, round_number: int, *, stream: int) -> np.ndarray:
+    """One standard Gumbel draw per sequence, a function of its id, the seed and the round alone.
+
+    Different `stream`s (below 2^32) are independent of each other and of the scores of `random` with the same seed.
+    """
+    salt = splitmix64(np.array([seed * 1000 + round_number], dtype=np.uint64) ^ np.uint64(stream << 32))
+    bits = splitmix64(sequence_ids_B.astype(np.uint64) ^ salt)
+    uniform_B = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) / (1 << 52)  # never 0 nor 1
+    draws_B: np.ndarray = -np.log(-np.log(uniform_B))
+    return draws_B
 
 
 def splitmix64(values: np.ndarray) -> np.ndarray:

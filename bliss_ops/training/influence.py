@@ -43,6 +43,8 @@ def one_step_influences(
     probes_MT: np.ndarray,
     validation: ValidationRows,
     *,
+    max_gradient_norm: float | None = None,
+    section: str = "fidelity",
     known: Sequence[float] = (),
     after_probe: Callable[[list[float]], None] = lambda _: None,
 ) -> Influences:
@@ -52,6 +54,8 @@ def one_step_influences(
         state: the checkpoint to probe, with the optimizer whose step is taken; it is left as it was.
         probes_MT: input_ids of the probes.
         validation: the rows whose weighted mean loss over all counted tokens is measured.
+        max_gradient_norm: the gradient of a probe is scaled down to this norm; None leaves it as it is.
+        section: of the settings, whose `learning_rate` the message of an error names.
         known: influences of the first probes, of a job that was killed.
         after_probe: called after each with the influences so far.
 
@@ -69,8 +73,8 @@ def one_step_influences(
         momentum = before - _mean_loss(state.model, batches)
         checkpoint.restore()
         influences = list(known)
-        for probe_T in torch.from_numpy(probes_MT[len(influences) :]).to(device):
-            _step_on(state, probe_T[None])
+        for probe_T in probes_MT[len(influences) :]:
+            _step_on(state, torch.from_numpy(probe_T[None].astype(np.int64)).to(device), max_gradient_norm)
             influences.append(before - _mean_loss(state.model, batches))
             checkpoint.restore()
             after_probe(influences)
@@ -79,8 +83,8 @@ def one_step_influences(
     influence_M = np.array(influences)
     if not np.isfinite(influence_M).all() or not np.isfinite(before):
         raise ValueError(
-            f"fidelity: the validation loss is {before:g} before and not finite after {(~np.isfinite(influence_M)).sum()} of "
-            f"{len(influence_M)} one-sequence steps: lower fidelity.learning_rate (it is {state.optimizer.param_groups[0]['lr']:g})"
+            f"{section}: the validation loss is {before:g} before and not finite after {(~np.isfinite(influence_M)).sum()} of "
+            f"{len(influence_M)} one-sequence steps: lower {section}.learning_rate (it is {state.optimizer.param_groups[0]['lr']:g})"
         )
     return Influences(influence_M, momentum, before)
 
@@ -107,10 +111,12 @@ class _Checkpoint:
             self.optimizer.state.pop(parameter, None)
 
 
-def _step_on(state: TrainState, input_ids_BT: torch.Tensor) -> None:
+def _step_on(state: TrainState, input_ids_BT: torch.Tensor, max_gradient_norm: float | None) -> None:
     logits_BTV = state.model(input_ids=input_ids_BT).logits
     loss_B, count_B = token_loss_sums(logits_BTV, input_ids_BT)
     torch.autograd.backward(loss_B.sum() / count_B.sum())
+    if max_gradient_norm is not None:
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), max_gradient_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 

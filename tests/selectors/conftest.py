@@ -46,6 +46,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> SelectorInputs:
             "checkpoint_every_steps": 15,
             "validation_batch_sequences": 32,
         },
+        mates={
+            "num_probes": 96,
+            "validation_rows": 16,
+            "num_epochs": 8,
+            "regressor_batch_sequences": 16,
+            "regressor_learning_rate": 1e-3,
+            "evaluate_every_steps": 5,
+            "checkpoint_every_steps": 15,
+        },
+        less={"num_checkpoints": 2, "num_warmup_steps": 6},
+        pretraining={"batch_sequences": 32, "warmup_steps": 2, "checkpoint_every_steps": 2},
         compute={"num_threads": 1},
     )
     reader = SequenceReader([shard_file(root / "sequences", shard) for shard in (0, 1)])
