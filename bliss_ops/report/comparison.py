@@ -1,8 +1,8 @@
-"""`bliss compare`: one page of several runs, their held-out losses, their scores, and what each of them keeps.
+"""`bliss compare`: one page of several runs, their held-out losses, what they cost, their scores, and what each of them keeps.
 
 Runs of one method with several seeds are told as a mean with its standard error; differences from the baseline are taken seed by seed,
 because runs of one seed share their initial weights and differ by their data alone. Scores and selections are only held against each
-other where the sequences are the same; what cannot be compared is said on the page.
+other where the sequences are the same; what cannot be compared is said on the page. Each part of the page has a file beside this one.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 from upath import UPath
 
@@ -21,17 +20,22 @@ from bliss_ops.config import RunConfig
 from bliss_ops.corpus.arrays import Float64s, Int64s
 from bliss_ops.lake import Lake, Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.rank_correlation import spearman
-from bliss_ops.report import changes, charts, page
-from bliss_ops.report.curves import Compared, Result, read_run
-from bliss_ops.report.facts import Distribution, Facts, Source, reach
+from bliss_ops.report import charts, comparison_overlap, comparison_table, page
+from bliss_ops.report.comparison_charts import lines_by_tokens, styles_of
+from bliss_ops.report.comparison_costs import RunCost, costs_by_method, run_cost
+from bliss_ops.report.comparison_curves import Curve, SpeedUp, comparable, read_curve, speed_up
+from bliss_ops.report.comparison_losses import Key, MethodLoss, coverage, losses_by_method
+from bliss_ops.report.comparison_rows import Row
+from bliss_ops.report.comparison_summary import caveats, method_rows
+from bliss_ops.report.comparison_tasks import METRICS, TaskResult, pair, task_results, task_rows
+from bliss_ops.report.curves import Result, read_run
+from bliss_ops.report.facts import Distribution, Facts, Source
 
 BASELINE = "random"
-STYLES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 SAMPLE = 50_000  # sequences whose ranks are correlated: a standard error of 0.004
-MOST_SOURCES = 40
 SAMPLED = "select sequence_id, score::double as score from candidates where hash(sequence_id) % $one_of::ubigint = 0 order by sequence_id"
-NOT_SETTINGS = ("name", "recipe", "description", "method", "seed", "compare_with")
+NOT_SETTINGS = ("name", "recipe", "description", "method", "seed", "compare_with", "warmup_of")
+SHARED = ("num_rounds", "window_shards", "target.", "pretraining.", "compute.", "selection.", "ingest.", "evaluation.")
 
 
 @dataclass
@@ -41,10 +45,12 @@ class Member:
     number: int
     run: Run
     config: RunConfig
-    compared: Compared
+    curve: Curve
     result: Result | None
     fidelity: dict[str, Any] | None
     sequences: str | None  # digest of the sequences it chose among
+    tasks: list[Row] = field(default_factory=list)
+    cost: RunCost | None = None
     distribution: Distribution | None = None
     counts: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
@@ -54,19 +60,10 @@ class Member:
     def label(self) -> str:
         return f"{self.number} {self.run.name}"
 
-
-@dataclass(frozen=True)
-class MethodLoss:
-    """The held-out loss of one method over its seeds, and its difference from the baseline's runs of the same seeds."""
-
-    method: str
-    numbers: list[int]
-    seeds: list[int]
-    mean: float
-    standard_error: float | None  # None with one seed
-    difference: float | None
-    difference_error: float | None
-    num_pairs: int
+    @property
+    def key(self) -> tuple[str, Key]:
+        """Method, and what makes it a pair with a run of another one: corpus and seed."""
+        return self.config.method, (self.config.ingest.corpus, self.config.seed)
 
 
 def compare(
@@ -101,41 +98,12 @@ def compare(
         members = [_read(number, run, round_number, Path(scratch)) for number, run in enumerate(runs, start=1)]
         if not any(member.result or member.distribution for member in members):
             raise ValueError(f"none of {', '.join(names)} has finished scores or an evaluation in round {round_number}: run them first")
-        directory = output or lake.root / "comparisons" / _name([run.name for run in runs])
-        html, summary = _render(members, round_number)
+        directory = output or lake.comparison(_name([run.name for run in runs]))
+        html, summary, table = _render(members, round_number, baseline, missing or {}, title)
     write_bytes(directory / "index.html", html.encode())
     write_json(directory / "summary.json", summary)
-    write_bytes(directory / "table.md", b"")
+    write_bytes(directory / "table.md", table.encode())
     return directory / "index.html"
-
-
-def losses_by_method(members: Sequence[Member]) -> list[MethodLoss]:
-    """Methods by mean loss, best first. Their baseline is `random`; without it there are no differences."""
-    measured = [(member, member.result.loss) for member in members if member.result]
-    baseline = {(member.config.ingest.corpus, member.config.seed): loss for member, loss in measured if member.config.method == BASELINE}
-    found = []
-    for method in dict.fromkeys(member.config.method for member, _ in measured):
-        mine = [(member, loss) for member, loss in measured if member.config.method == method]
-        keys = [(member.config.ingest.corpus, member.config.seed) for member, _ in mine]
-        pairs = [loss - baseline[key] for key, (_, loss) in zip(keys, mine, strict=True) if key in baseline and method != BASELINE]
-        mean, error = _mean([loss for _, loss in mine])
-        difference, difference_error = _mean(pairs) if pairs else (None, None)
-        numbers, seeds = [member.number for member, _ in mine], [member.config.seed for member, _ in mine]
-        found.append(MethodLoss(method, numbers, seeds, mean or 0.0, error, difference, difference_error, len(pairs)))
-    return sorted(found, key=lambda one: (one.mean, one.method))
-
-
-def correlations(members: Sequence[Member]) -> list[list[float | None]]:
-    """Spearman of every two runs' scores on the sampled sequences that both scored; None where there are too few."""
-    values: list[list[float | None]] = [[None] * len(members) for _ in members]
-    for i, a in enumerate(members):
-        for j, b in enumerate(members[:i]):
-            if a.sample is None or b.sample is None:
-                continue
-            _, at_a, at_b = np.intersect1d(a.sample[0], b.sample[0], assume_unique=True, return_indices=True)
-            if len(at_a) > 2:
-                values[i][j] = values[j][i] = spearman(a.sample[1][at_a], b.sample[1][at_b])
-    return values
 
 
 def differing_settings(members: Sequence[Member]) -> list[tuple[str, list[tuple[str, list[int]]]]]:
@@ -152,6 +120,21 @@ def differing_settings(members: Sequence[Member]) -> list[tuple[str, list[tuple[
     return found
 
 
+def speed_ups_of(members: Sequence[Member], baseline: str) -> tuple[str, list[SpeedUp]]:
+    """Which points are comparable, and every run against the baseline's run of its seed."""
+    measured = {member.key: member for member in members if member.curve.stable or member.curve.decayed}
+    kind = comparable([member.curve for member in measured.values()])
+    found = []
+    for (method, key), member in measured.items():
+        other = measured.get((baseline, key))
+        if other is None or method == baseline:
+            continue
+        runs = (member.run, other.run) if member.cost and other.cost else None
+        one = speed_up(method, key[1], getattr(member.curve, kind), getattr(other.curve, kind), runs)
+        found += [one] if one else []
+    return kind, found
+
+
 def _read(number: int, run: Run, round_number: int, scratch: Path) -> Member:
     here, compared = run.round(round_number), read_run(run, round_number)
     fidelity = find_manifest(here / "fidelity")
@@ -160,10 +143,12 @@ def _read(number: int, run: Run, round_number: int, scratch: Path) -> Member:
         number=number,
         run=run,
         config=run.config,
-        compared=compared,
+        curve=read_curve(run, round_number),
         result=compared.results.get(round_number),
         fidelity=fidelity.metrics if fidelity and fidelity.metrics["measured"] else None,
         sequences=sequences.digest if sequences else None,
+        tasks=task_rows(run, round_number),
+        cost=run_cost(run, round_number),
     )
     if find_manifest(here / "scores") and find_manifest(here / "selection"):
         with Facts(run, round_number, str(scratch / str(number))) as facts:
@@ -183,61 +168,129 @@ def _round_of(runs: Sequence[Run]) -> int:
     return max(set.intersection(*finished) or set.union(*finished), default=1)
 
 
-def _render(members: list[Member], round_number: int) -> tuple[str, dict[str, Any]]:
+def _render(
+    members: list[Member], round_number: int, baseline: str, missing: Mapping[str, str], title: str | None
+) -> tuple[str, dict[str, Any], str]:
+    together = _with_the_same_sequences(members)
+    losses = losses_by_method({member.key: member.result.loss for member in members if member.result}, baseline)
+    settings = differing_settings(members)
+    costs = costs_by_method({member.key: member.cost for member in members if member.cost})
+    kind, speed_ups = speed_ups_of(members, baseline)
+    rows = method_rows(losses, speed_ups, costs, baseline)
+    tasks = _tasks(members, round_number, baseline)
+    overlap, overlap_of_methods = comparison_overlap.overlap(together, round_number)
+    methods = list(dict.fromkeys(member.config.method for member in members))
+    said = caveats(losses, baseline, missing)
+    unfair = [(name, values) for name, values in settings if name.startswith(SHARED)]
+    summary = {
+        "round": round_number,
+        "baseline": baseline,
+        "runs": [member.run.name for member in members],
+        "missing": dict(missing),
+        "validation_losses": {member.run.name: member.result.loss for member in members if member.result},
+        "methods": [_summary(loss) for loss in losses],
+        "speed_up": {
+            "points": kind,
+            "runs": [
+                vars(one) | {"crossing": vars(one.crossing), "by_tokens": one.by_tokens, "by_flops": one.by_flops} for one in speed_ups
+            ],
+        },
+        "costs": [vars(cost) for cost in costs],
+        "tasks": [_plain(result) for result in tasks],
+        "overlap": {"methods": list(dict.fromkeys(member.config.method for member in together)), "jaccard": overlap_of_methods},
+        "differing_settings": {name: dict(values) for name, values in settings},
+        "caveats": said,
+    }
+    share = together[0].counts["num_selected"] / together[0].counts["num_candidates"] if together else 0.0
+    html = page.render(
+        "compare.html",
+        title=title,
+        members=members,
+        methods=methods,
+        round_number=round_number,
+        rows=rows,
+        baseline=baseline,
+        missing=missing,
+        caveats=said,
+        coverage=coverage,
+        kind=kind,
+        speed_ups=speed_ups,
+        costs=costs,
+        tasks=tasks,
+        task_charts=_task_charts(members, methods),
+        curves=_curves(members, kind),
+        spreads=[(member, _histogram(member)) for member in _examples(members)],
+        left_out=sum(member.distribution is not None for member in members) - len(_examples(members)),
+        together=together,
+        in_full=len(together) <= comparison_overlap.MOST_RUNS,
+        by_chance=comparison_overlap.by_chance(share),
+        other_windows=any(member.config.num_rounds > 1 or member.config.window_shards for member in together)
+        and len({member.config.seed for member in together}) > 1,
+        apart=[member for member in members if member.distribution is not None and member not in together],
+        unscored=[member for member in members if member.distribution is None],
+        kept=comparison_overlap.kept(together),
+        overlap=overlap,
+        correlation=comparison_overlap.correlation(together),
+        settings=settings,
+        unfair=unfair,
+        recipes=list(dict.fromkeys(member.config.recipe for member in members)),
+        with_error=comparison_table.with_error,
+        flops=comparison_table.flops,
+        seconds=comparison_table.seconds,
+        memory=comparison_table.memory,
+    )
+    return html, summary, comparison_table.markdown(rows, baseline, said)
+
+
+def _with_the_same_sequences(members: Sequence[Member]) -> list[Member]:
+    """The largest group of runs that chose among the same sequences."""
     groups: dict[str | None, list[Member]] = {}
     for member in members:
         if member.distribution is not None:
             groups.setdefault(member.sequences, []).append(member)
-    together = max(groups.values(), key=len, default=[])
-    losses, settings = losses_by_method(members), differing_settings(members)
-    summary = {
-        "round": round_number,
-        "runs": [member.run.name for member in members],
-        "validation_losses": {member.run.name: member.result.loss for member in members if member.result},
-        "methods": [{name: value for name, value in vars(one).items() if name != "numbers"} for one in losses],
+    return max(groups.values(), key=len, default=[])
+
+
+def _tasks(members: Sequence[Member], round_number: int, baseline: str) -> list[TaskResult]:
+    of_baseline = {member.key[1]: member.run for member in members if member.config.method == baseline}
+    pairs = {
+        member.key: pair(member.run, of_baseline[member.key[1]], round_number)
+        for member in members
+        if member.config.method != baseline and member.key[1] in of_baseline
     }
-    html = page.render(
-        "compare.html",
-        members=members,
-        round_number=round_number,
-        losses=losses,
-        baseline=BASELINE,
-        curves=_curves(members, round_number),
-        spreads=[(member, _histogram(member)) for member in members if member.distribution is not None],
-        together=together,
-        apart=[member for member in members if member.distribution is not None and member not in together],
-        unscored=[member for member in members if member.distribution is None],
-        kept=_kept(together),
-        overlap=_overlap(together, round_number),
-        correlation=_correlation(together),
-        settings=settings,
-        unfair=[name for name, _ in settings if name.startswith(("target.", "pretraining.", "compute.", "selection.", "ingest."))],
-    )
-    return html, summary
+    return task_results({member.key: member.tasks for member in members if member.tasks}, pairs, baseline)
 
 
-def _curves(members: Sequence[Member], round_number: int) -> Markup | None:
-    """A line per run; several seeds of a method are thin lines under their mean."""
-    series: list[charts.Series] = []
-    methods = list(dict.fromkeys(member.config.method for member in members if member.compared.curves.get(round_number)))
-    for method, style in zip(methods, STYLES * math.ceil(len(methods) / len(STYLES)), strict=False):
-        lines = [
-            (member, curve)
-            for member in members
-            if member.config.method == method and (curve := member.compared.curves.get(round_number, []))
-        ]
-        if len(lines) == 1:
-            series.append(charts.Series(lines[0][0].run.name, [lines[0][1]], style, markers=True))
-            continue
-        series += [charts.Series(member.run.name, [curve], style, thin=True) for member, curve in lines]
-        shared = sorted(set.intersection(*({step for step, _ in curve} for _, curve in lines)))
-        of_step = [dict(curve) for _, curve in lines]
-        if shared:
-            means = [(step, sum(curve[step] for curve in of_step) / len(of_step)) for step in shared]
-            series.append(charts.Series(f"{method}, {len(lines)} runs", [means], style, markers=True))
-    if not series:
-        return None
-    return charts.line_chart(series, title="Held-out loss of the targets", x_label="optimizer step", width=1080, height=380, right=190)
+def _curves(members: Sequence[Member], kind: str) -> Markup | None:
+    """A line per run, by training tokens; several seeds of a method are thin lines under their mean."""
+    lines: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {}
+    for member in members:
+        lines.setdefault(member.config.method, []).append((member.run.name, getattr(member.curve, kind)))
+    return lines_by_tokens(lines, styles_of(list(lines)), title="Held-out loss of the targets by training tokens")
+
+
+def _task_charts(members: Sequence[Member], methods: Sequence[str]) -> list[tuple[str, Markup]]:
+    """Curves of the tasks (of their average, where there are several) where models between the first and the last were evaluated."""
+    tasks = list(dict.fromkeys(row.task for member in members for row in member.tasks))
+    found = []
+    for task in tasks[-1:]:  # the average, or the only one
+        for metric in METRICS:
+            lines: dict[str, list[tuple[str, list[tuple[float, float]]]]] = {method: [] for method in methods}
+            for member in members:
+                points = [(float(row.num_tokens or 0), row.value) for row in member.tasks if (row.task, row.metric) == (task, metric)]
+                lines[member.config.method].append((member.run.name, sorted(points)))
+            if max((len(points) for runs in lines.values() for _, points in runs), default=0) > 1:
+                chart = lines_by_tokens(lines, styles_of(methods), title=f"{task}, {metric} by training tokens")
+                found += [(f"{task}: {metric}", chart)] if chart is not None else []
+    return found
+
+
+def _examples(members: Sequence[Member]) -> list[Member]:
+    """Runs whose scores are drawn: all of a few, else the first of each method."""
+    scored = [member for member in members if member.distribution is not None]
+    if len(scored) <= comparison_overlap.MOST_RUNS:
+        return scored
+    return list({member.config.method: member for member in reversed(scored)}.values())[::-1]
 
 
 def _histogram(member: Member) -> Markup:
@@ -248,57 +301,14 @@ def _histogram(member: Member) -> Markup:
     return charts.histogram(shown.edges, shown.counts, shown.counts_selected, threshold, title=title, width=520, height=220)
 
 
-def _kept(members: Sequence[Member]) -> Markup | None:
-    """Source by run: the share that is kept."""
-    if not members:
-        return None
-    sizes = {name: source.num_sequences for member in members for name, source in member.sources.items()}
-    names = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST_SOURCES]
-    values = [
-        [source.num_selected / source.num_sequences if (source := member.sources.get(name)) else None for member in members]
-        for name in names
-    ]
-    highest = max((value for line in values for value in line if value is not None), default=1.0) or 1.0
-    columns = [str(member.number) for member in members]
-    title = "Which share of each source every run keeps"
-    return charts.matrix(names, columns, values, title=title, format_value=lambda value: f"{value:.0%}", limits=(0.0, highest))
+def _summary(loss: MethodLoss) -> dict[str, Any]:
+    return {name: value for name, value in vars(loss).items() if name != "differences"} | {
+        "differences": {str(seed): value for seed, value in loss.differences.items()}
+    }
 
 
-def _overlap(members: Sequence[Member], round_number: int) -> Markup | None:
-    if len(members) < 2:
-        return None
-    import duckdb
-
-    with duckdb.connect(":memory:") as con:
-        reach(con, members[0].run.lake)
-        _, shares = changes.overlap(con, [member.run for member in members], round_number)
-    values = [[None if i == j else share for j, share in enumerate(line)] for i, line in enumerate(shares)]
-    return _square(members, values, "Which share of a row's selection the column's has too", "{:.0%}", (0.0, 1.0))
-
-
-def _correlation(members: Sequence[Member]) -> Markup | None:
-    if len(members) < 2:
-        return None
-    return _square(members, correlations(members), "Rank correlation of the scores", "{:+.2f}", (0.0, 1.0))
-
-
-def _square(
-    members: Sequence[Member], values: Sequence[Sequence[float | None]], title: str, form: str, limits: tuple[float, float]
-) -> Markup:
-    rows, columns = [member.label for member in members], [str(member.number) for member in members]
-
-    def written(value: float) -> str:
-        return form.format(round(value, 2) + 0.0).replace("-", "\N{MINUS SIGN}")  # no minus before zero
-
-    return charts.matrix(rows, columns, values, title=title, format_value=written, limits=limits)
-
-
-def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean and its standard error; no error from one value."""
-    if not values:
-        return None, None
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return float(np.mean(values)), error
+def _plain(result: TaskResult) -> dict[str, Any]:
+    return vars(result) | {"value": vars(result.value), "difference": vars(result.difference) if result.difference else None}
 
 
 def _name(names: Sequence[str]) -> str:
