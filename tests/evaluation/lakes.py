@@ -1,0 +1,90 @@
+"""A lake that can be evaluated: a tokenizer, a validation set and a trained target, all of them tiny and made in a second."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from upath import UPath
+
+from bliss_ops import schemas
+from bliss_ops.config import IngestConfig, RunConfig
+from bliss_ops.lake import Lake, Run, write_bytes, write_json, write_parquet
+from bliss_ops.models import language
+from tests.evaluation.published import FILES
+from tests.lakes import produce
+
+T = 32
+VOCAB = 600
+STEPS = (20, 30)  # of the branch in the middle and of the model at the end
+
+
+def make_lake(root: Path) -> Lake:
+    lake = Lake.open(root)
+    ingest = IngestConfig(
+        corpus="tiny",
+        source="made for tests",
+        sequence_length=T,
+        vocab_size=VOCAB,
+        validation={"name": "v", "source": "/none/holdout.jsonl"},
+    )
+    corpus = lake.corpus("tiny")
+    write_json(corpus.path / "config.json", ingest.model_dump(mode="json"))
+
+    def tokenizer(directory: UPath) -> tuple[list[str], dict[str, Any]]:
+        write_bytes(directory / "tokenizer.json", trained_tokenizer())
+        return ["tokenizer.json"], {"vocab_size": VOCAB, "eot_id": 0}
+
+    def validation(directory: UPath) -> tuple[list[str], dict[str, Any]]:
+        ids = np.random.default_rng(0).integers(1, VOCAB, (8, T)).astype(np.int32)
+        for part in ("guide", "holdout"):
+            columns = {name: pa.array(list(ids), schemas.validation(T).field(name).type) for name in ("input_ids", "labels")}
+            write_parquet(directory / f"{part}.parquet", pa.table(columns, schema=schemas.validation(T)))
+        return ["guide.parquet", "holdout.parquet"], {}
+
+    produce(lake, corpus.tokenizer, "train_tokenizer", tokenizer)
+    produce(lake, corpus.validation, "prepare_validation", validation)
+    return lake
+
+
+def make_run(lake: Lake, name: str, *, seeds: Sequence[int] = (1,), with_models: bool = True, **evaluation: Any) -> Run:
+    """A run whose first round is trained: a model of random weights for each seed, the last one at the end of the round."""
+    corpus = lake.corpus("tiny")
+    config = RunConfig.model_validate(
+        {
+            "name": name,
+            "recipe": "demo",
+            "method": "random",
+            "ingest": corpus.config.model_dump(),
+            "compute": {"num_threads": 1},
+            "evaluation": evaluation,
+        }
+    )
+    run = lake.run(name)
+    write_json(run.path / "config.json", config.model_dump(mode="json"))
+
+    def pretrain(directory: UPath) -> tuple[list[str], dict[str, Any]]:
+        files, models = [], []
+        for seed, step in zip(seeds, STEPS[-len(seeds) :], strict=True):
+            path = "model" if step == STEPS[-1] else f"branches/step-{step:06d}/model"
+            model = language.build("tiny-neox-64", vocab_size=VOCAB, sequence_length=T, seed=seed)
+            files += language.save(model, directory, path)
+            models.append({"path": path, "step": step, "num_tokens": step * 1000})
+        return files, {"models": models} if with_models else {}
+
+    produce(lake, run.round(1) / "pretrain", "pretrain", pretrain)
+    return run
+
+
+def trained_tokenizer() -> bytes:
+    """A byte-level BPE of what the tasks' files say."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([*FILES.values(), "the quick brown fox reads every page of the long report " * 3], trainer)
+    return str(tokenizer.to_str()).encode()
