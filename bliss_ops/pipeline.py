@@ -104,7 +104,7 @@ def prepare_validation(corpus: Corpus) -> Manifest:
 # ---- once per round --------------------------------------------------------------------------------------------------
 
 
-def warm_up(run: Run) -> Manifest:
+def warm_up(run: Run, work: Work = EVERYTHING) -> Manifest:
     """Train proxy and target on random data, once per run or for several runs; every round's proxy starts from here."""
     from bliss_ops import rounds
     from bliss_ops.training import sharing, warmup
@@ -113,7 +113,7 @@ def warm_up(run: Run) -> Manifest:
     run = sharing.owner(run)
     settings = sharing.warmup_settings(run.config)
     artifact = Artifact(run.lake, run.warmup, stage="warm_up", identity=settings, inputs=_corpus_manifests(run))
-    return artifact.produce(partial(warmup.warm_up, run))
+    return artifact.produce(partial(warmup.warm_up, run, artifact.metered(work.launch)))
 
 
 def fit(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest:
@@ -206,7 +206,7 @@ def materialize(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifes
     return _shards(artifact, make_worker, selected.metrics["shards"], work)
 
 
-def pretrain(run: Run, round_number: int) -> Manifest:
+def pretrain(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest:
     """Train the target on the subset, from the previous round's checkpoint."""
     from bliss_ops.training import pretraining
 
@@ -215,7 +215,7 @@ def pretrain(run: Run, round_number: int) -> Manifest:
     inputs = [read_manifest(here / "subset", made_by=f"bliss materialize {run.name} --round {round_number}")]
     inputs += [find_manifest(run.round(round_number - 1) / "pretrain") or read_manifest(run.warmup, made_by=f"bliss warm-up {run.name}")]
     artifact = Artifact(run.lake, here / "pretrain", stage="pretrain", identity=settings, inputs=inputs)
-    return artifact.produce(partial(pretraining.pretrain, run, round_number))
+    return artifact.produce(partial(pretraining.pretrain, run, round_number, artifact.metered(work.launch)))
 
 
 def evaluate(run: Run, round_number: int) -> Manifest:
@@ -309,7 +309,7 @@ CORPUS_STAGES = (
 )
 
 ROUND_STAGES = (
-    Stage(warm_up, per_round=False, trains=True),
+    Stage(warm_up, per_round=False, trains=True, launches=True),
     Stage(fit, trains=True, launches=True),
     Stage(score, sharded=True),
     Stage(fidelity, trains=True),
@@ -317,7 +317,7 @@ ROUND_STAGES = (
     Stage(check_contamination, sharded=True),
     Stage(select),
     Stage(materialize, sharded=True),
-    Stage(pretrain, trains=True),
+    Stage(pretrain, trains=True, launches=True),
     Stage(evaluate, trains=True),
     Stage(report),
 )

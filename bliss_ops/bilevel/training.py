@@ -19,6 +19,7 @@ from bliss_ops.config import BilevelConfig
 from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.corpus.validation import IGNORED, ValidationRows, trim_padding
 from bliss_ops.training.checkpoints import Checkpoint
+from bliss_ops.training.device import explained_out_of_memory
 from bliss_ops.training.metrics import StepMetrics
 from bliss_ops.training.workers import ALONE, Workers
 
@@ -70,7 +71,8 @@ def train_score_model(
         batches = [_candidate_batch(candidates, position, config.batch_sequences, seed, workers, device) for position in positions]
         validation = _validation_batch(guide, step, config.validation_batch_sequences, seed, workers, device)
         inner = batches if config.outer_batch == "trained" else batches[:-1]
-        numbers = outer_step(state, inner, batches[-1], validation, config, workers=workers)
+        with explained_out_of_memory(metrics.title, "bilevel.micro_batch_sequences", config.micro_batch_sequences):
+            numbers = outer_step(state, inner, batches[-1], validation, config, workers=workers)
         guards.check_step(step + 1, numbers)
         if (step + 1) % config.probe_every_steps == 0 or step + 1 == config.num_steps:
             seen = look(state, probes, config)

@@ -1,12 +1,15 @@
 """Round 0: the proxy (and, when asked for, the target) learns from random data of the whole corpus, once per run.
 
 Every round's proxy starts from here again; the target only goes on from here in round 1. With `target.warmup_steps = 0` the
-target starts from its seeded initial weights, so runs of equal seed differ in their data alone.
+target starts from its seeded initial weights, so runs of equal seed differ in their data alone. Like pretraining, each is a job of
+`compute.num_workers` processes.
 """
 
 import logging
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import numpy as np
 from upath import UPath
 
 from bliss_ops import selectors
@@ -14,45 +17,64 @@ from bliss_ops.config import ProxyConfig, TargetConfig
 from bliss_ops.corpus import tokenizer
 from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.lake import Run, shard_file
+from bliss_ops.launching import Launcher
 from bliss_ops.manifest import read_manifest
+from bliss_ops.models import language
+from bliss_ops.training.jobs import TENSORBOARD, batch_description, check_tokens, loop_settings, step_metrics
 from bliss_ops.training.loop import train_resumably
-from bliss_ops.training.metrics import StepMetrics
 from bliss_ops.training.schedules import warmup_stable
-from bliss_ops.training.state import PROXY, TARGET, count_parameters, new_state
+from bliss_ops.training.state import PROXY, TARGET, new_state
+from bliss_ops.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
+Role = Literal["target", "proxy"]
+FILES: dict[Role, str] = {"target": TARGET, "proxy": PROXY}
 
-def warm_up(run: Run, directory: UPath) -> tuple[list[str], dict[str, Any]]:
+
+def warm_up(run: Run, launch: Launcher, directory: UPath) -> tuple[list[str], dict[str, Any]]:
     """Write `state.safetensors` (the target) and, for methods that have a proxy, `proxy.safetensors`."""
-    config = run.config
+    roles: list[Role] = ["target", "proxy"] if selectors.uses_proxy(run.config.method) else ["target"]
+    vocab_size, metrics = tokenizer.vocab_size(run.corpus), dict[str, Any]()
+    for role in roles:
+        launch(partial(train, run, role, directory), run.config.compute.num_workers)
+        model = _model(run, role)
+        metrics[role] = {"parameters": language.num_parameters(model.definition, vocab_size=vocab_size), "num_steps": model.warmup_steps}
+    return [FILES[role] for role in roles], metrics
+
+
+def train(run: Run, role: Role, directory: UPath) -> None:
+    """The warm-up of one of the two, the job of every worker."""
+    config, settings, workers = run.config, run.config.pretraining, Workers.current()
+    model, vocab_size, length = _model(run, role), tokenizer.vocab_size(run.corpus), run.config.ingest.sequence_length
     sequences = read_manifest(run.corpus.sequences, made_by=f"bliss pack {run.corpus.name}")
     reader = SequenceReader([shard_file(run.corpus.sequences, shard) for shard in sequences.shards])
-    metrics = {"target": _warm_up(run, reader, directory / TARGET, config.target, config.pretraining.learning_rate)}
-    if selectors.uses_proxy(config.method):
-        metrics["proxy"] = _warm_up(run, reader, directory / PROXY, config.proxy, config.proxy.warmup_learning_rate)
-    return [PROXY, TARGET] if "proxy" in metrics else [TARGET], metrics
-
-
-def _warm_up(run: Run, reader: SequenceReader, checkpoint: UPath, model: ProxyConfig | TargetConfig, peak: float) -> dict[str, Any]:
-    config, settings = run.config, run.config.pretraining
-    name = "proxy" if checkpoint.name == PROXY else "target"
-    state = new_state(config, model, tokenizer.vocab_size(run.corpus))
-    tokens_per_step = settings.batch_sequences * config.ingest.sequence_length
-    log.info(
-        "warm up %s of %s: %s, %s parameters, %d steps", name, run.name, model.shape, f"{count_parameters(state):,}", model.warmup_steps
+    title = f"warm up {role} of {run.name}"
+    log.info("%s: %s, %d steps", title, model.shape, model.warmup_steps)
+    peak = model.warmup_learning_rate if isinstance(model, ProxyConfig) else settings.learning_rate
+    metrics = step_metrics(
+        run, model, directory / f"{role}-metrics.jsonl", title, model.warmup_steps, workers, curves_in=directory / TENSORBOARD / role
     )
+
+    def batch_of(step: int) -> np.ndarray:
+        input_ids_BT = reader.batch(step, settings.batch_sequences, config.seed)[1]
+        check_tokens(input_ids_BT, length, vocab_size, run.corpus.sequences)
+        return input_ids_BT
+
     train_resumably(
-        state,
-        lambda step: reader.batch(step, settings.batch_sequences, config.seed)[1],
+        new_state(config, model, vocab_size, workers),
+        batch_of,
         model.warmup_steps,
-        checkpoint,
+        directory / FILES[role],
         learning_rate=lambda step: warmup_stable(step, peak=peak, warmup_steps=settings.warmup_steps),
         checkpoint_every_steps=settings.checkpoint_every_steps,
-        micro_batch_sequences=settings.micro_batch_sequences,
-        max_gradient_norm=settings.max_gradient_norm,
-        metrics=StepMetrics(
-            checkpoint.parent / f"{name}-metrics.jsonl", f"warm up {name} of {run.name}", model.warmup_steps, tokens_per_step
-        ),
+        keep_checkpoints=settings.keep_checkpoints,
+        metrics=metrics,
+        describe_batch=batch_description(reader.files, 0, settings.batch_sequences, config.seed),
+        **loop_settings(run, workers),
     )
-    return {"parameters": count_parameters(state), "num_steps": model.warmup_steps}
+    metrics.close()
+
+
+def _model(run: Run, role: Role) -> TargetConfig | ProxyConfig:
+    return run.config.target if role == "target" else run.config.proxy
