@@ -50,7 +50,8 @@ def read_run(run: Run, num_rounds: int) -> Compared:
         here = run.round(number)
         if find_manifest(here / "pretrain"):
             rows = read_rows(here / "pretrain" / "metrics.jsonl")
-            compared.curves[number] = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+            points = [row for row in rows if "validation_loss" in row and "branch" not in row]
+            compared.curves[number] = [(row["step"], row["validation_loss"]) for row in points]
         if find_manifest(here / "evaluation"):
             compared.results[number] = _read_result(here / "evaluation" / "results.parquet")
     return compared
