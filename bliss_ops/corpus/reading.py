@@ -3,9 +3,13 @@
 A position in the stream is a step number, so a resumed job continues exactly where it was killed. Memory is bounded: an epoch
 permutes row groups, then shuffles the rows inside blocks of 64 of them (16,384 sequences, 34 MB at T = 1024), and one block is
 held at a time. Sequences further apart than that meet only by the permutation of row groups.
+
+A block is decoded as a whole, so that the stream stops at its edge: for a tenth of a second from a disk and for seconds from an object
+store. A reader that reads ahead has a thread that decodes the next block while this one is used, and holds two.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -14,18 +18,27 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from bliss_ops.corpus.arrays import Int64s, Integers
+from bliss_ops.lake import is_local
 
 ROW_GROUPS_PER_BLOCK = 64
+FILES_AT_ONCE = 8  # of an object store, where opening one takes a few round trips; from a disk, one after the other
+
+_Key = tuple[int, int, int]  # (seed, epoch, block)
+_Block = tuple[Int64s, Integers]  # ids, tokens
 
 
 class SequenceReader:
     """Random access to the endless shuffled stream over `files` (every sequence once per epoch).
 
+    Args:
+        files: of sequences.
+        read_ahead: decode the next block in a thread while one is used; for jobs that ask for one step after the other.
+
     Raises:
         ValueError: the files hold no sequence at all.
     """
 
-    def __init__(self, files: Sequence[UPath]) -> None:
+    def __init__(self, files: Sequence[UPath], *, read_ahead: bool = False) -> None:
         self.files = list(files)
         counts = [_row_counts(file) for file in self.files]
         self._file_R = np.repeat(np.arange(len(counts)), [len(rows) for rows in counts])  # R: row groups of all files
@@ -35,8 +48,10 @@ class SequenceReader:
         if self.num_sequences == 0:
             where = f"{self.files[0].parent} ({len(self.files)} files)" if self.files else "an empty list of files"
             raise ValueError(f"no sequence to read in {where}: pack a larger corpus, shorten ingest.sequence_length, or select more")
-        self._epoch: tuple[tuple[int, int], Int64s, Int64s] | None = None  # (seed, epoch), order of row groups, first row of each block
-        self._block: tuple[tuple[int, int, int], Int64s, Integers] | None = None  # (seed, epoch, block), ids, tokens
+        self._epochs: dict[tuple[int, int], tuple[Int64s, Int64s]] = {}  # order of row groups, first row of each block; of two epochs
+        self._block: tuple[_Key, _Block] | None = None
+        self._ahead: tuple[_Key, Future[_Block]] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead") if read_ahead else None
 
     def batch(self, step: int, batch_sequences: int, seed: int) -> tuple[Int64s, Int64s]:
         """Sequences at positions [step * B, (step + 1) * B) of the stream that belongs to `seed`.
@@ -51,7 +66,7 @@ class SequenceReader:
             epoch, row = divmod(position, self.num_sequences)
             _, starts = self._epoch_order(seed, epoch)
             block = int(np.searchsorted(starts, row, side="right")) - 1
-            ids_block, tokens_block = self._read_block(seed, epoch, block)
+            ids_block, tokens_block = self._block_of((seed, epoch, block))
             first = row - int(starts[block])
             taken = min(end - position, len(ids_block) - first)
             ids.append(ids_block[first : first + taken])
@@ -68,26 +83,50 @@ class SequenceReader:
             remaining, step = remaining - batch_sequences, step + 1
 
     def _epoch_order(self, seed: int, epoch: int) -> tuple[Int64s, Int64s]:
-        if self._epoch is None or self._epoch[0] != (seed, epoch):
+        if (seed, epoch) not in self._epochs:
             order = _permutation(len(self._rows_R), seed, epoch)
             firsts = np.concatenate([[0], np.cumsum(self._rows_R[order])[:-1]])[::ROW_GROUPS_PER_BLOCK]
-            self._epoch = ((seed, epoch), order, firsts)
-        return self._epoch[1:]
+            self._epochs = dict([*self._epochs.items()][-1:]) | {(seed, epoch): (order, firsts)}
+        return self._epochs[seed, epoch]
 
-    def _read_block(self, seed: int, epoch: int, block: int) -> tuple[Int64s, Integers]:
-        if self._block is None or self._block[0] != (seed, epoch, block):
-            self._block = None  # frees the old block before the new one is read
-            order, _ = self._epoch_order(seed, epoch)
-            members = np.sort(order[block * ROW_GROUPS_PER_BLOCK : (block + 1) * ROW_GROUPS_PER_BLOCK])
-            parts = []
-            for file in np.unique(self._file_R[members]):
-                groups = self._group_R[members[self._file_R[members] == file]]
-                with self.files[file].open("rb") as stream:
-                    parts.append(columns(pq.ParquetFile(stream).read_row_groups(groups.tolist(), use_threads=False)))
-            ids, tokens = (np.concatenate(column) for column in zip(*parts, strict=True))
-            shuffle = _permutation(len(ids), seed, epoch, block)
-            self._block = ((seed, epoch, block), ids[shuffle], tokens[shuffle])
-        return self._block[1:]
+    def _block_of(self, key: _Key) -> _Block:
+        if self._block is None or self._block[0] != key:
+            self._block = None  # frees the old block before another one is read
+            ahead, self._ahead = self._ahead, None
+            members = self._members(key)
+            self._block = (key, ahead[1].result() if ahead is not None and ahead[0] == key else self._read(members, key))
+            if self._thread is not None:
+                following = self._following(key)
+                self._ahead = (following, self._thread.submit(self._read, self._members(following), following))
+        return self._block[1]
+
+    def _following(self, key: _Key) -> _Key:
+        seed, epoch, block = key
+        is_last = (block + 1) * ROW_GROUPS_PER_BLOCK >= len(self._rows_R)
+        return (seed, epoch + 1, 0) if is_last else (seed, epoch, block + 1)
+
+    def _members(self, key: _Key) -> Int64s:
+        """The row groups of a block, in the order of files."""
+        seed, epoch, block = key
+        order, _ = self._epoch_order(seed, epoch)
+        return np.sort(order[block * ROW_GROUPS_PER_BLOCK : (block + 1) * ROW_GROUPS_PER_BLOCK])
+
+    def _read(self, members: Int64s, key: _Key) -> _Block:
+        """The rows of the row groups, shuffled; changes nothing of the reader, so that a thread may do it."""
+        wanted = [(self.files[file], self._group_R[members[self._file_R[members] == file]]) for file in np.unique(self._file_R[members])]
+        if len(wanted) > 1 and not is_local(wanted[0][0]):
+            with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
+                parts = list(threads.map(_read_groups, *zip(*wanted, strict=True)))
+        else:
+            parts = [_read_groups(file, groups) for file, groups in wanted]
+        ids, tokens = (np.concatenate(column) for column in zip(*parts, strict=True))
+        shuffle = _permutation(len(ids), *key)
+        return ids[shuffle], tokens[shuffle]
+
+
+def _read_groups(file: UPath, groups: Int64s) -> _Block:
+    with file.open("rb") as stream:
+        return columns(pq.ParquetFile(stream).read_row_groups(groups.tolist(), use_threads=False))
 
 
 def iter_shard(path: UPath, batch_sequences: int) -> Iterator[tuple[Int64s, Int64s]]:

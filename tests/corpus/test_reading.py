@@ -1,5 +1,9 @@
 """The training stream: every sequence once per epoch, the same wherever a job begins, in bounded memory; and shards in order."""
 
+import pickle
+import threading
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -34,13 +38,13 @@ shapes = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, 
 
 
 @settings(max_examples=30, deadline=None)
-@given(shape=shapes, batch=st.integers(1, 17), seed=st.integers(0, 3), block=st.integers(1, 4))
-def test_every_sequence_once_per_epoch_with_its_own_tokens(tmp_path_factory, shape, batch, seed, block):
+@given(shape=shapes, batch=st.integers(1, 17), seed=st.integers(0, 3), block=st.integers(1, 4), read_ahead=st.booleans())
+def test_every_sequence_once_per_epoch_with_its_own_tokens(tmp_path_factory, shape, batch, seed, block, read_ahead):
     directory = tmp_path_factory.mktemp("shards")
     files = [write_shard(directory, shard, count, group) for shard, (count, group) in enumerate(shape)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "ROW_GROUPS_PER_BLOCK", block)
-        reader = SequenceReader(files)
+        reader = SequenceReader(files, read_ahead=read_ahead)
         total = sum(count for count, _ in shape)
         assert reader.num_sequences == total
         steps = -(-3 * total // batch)
@@ -50,7 +54,7 @@ def test_every_sequence_once_per_epoch_with_its_own_tokens(tmp_path_factory, sha
         for epoch in range(3):
             assert sorted(ids[epoch * total : (epoch + 1) * total].tolist()) == everything
         assert np.array_equal(np.concatenate([tokens for _, tokens in batches]), tokens_of(ids))
-        fresh = SequenceReader(files)  # a resumed job begins anywhere
+        fresh = SequenceReader(files, read_ahead=not read_ahead)  # a resumed job begins anywhere
         for step in (steps - 1, 0, steps // 2):
             assert np.array_equal(fresh.batch(step, batch, seed)[0], batches[step][0])
 
@@ -81,6 +85,69 @@ def test_only_one_block_is_read_per_batch(tmp_path, monkeypatch):
     reader.batch(4, 2, seed=0)
     reader.batch(4, 2, seed=0)
     assert read == [8, 8]
+
+
+def test_the_next_block_is_read_while_one_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "ROW_GROUPS_PER_BLOCK", 2)
+    files = [write_shard(tmp_path, 0, 40, 4)]  # 5 blocks of 8
+    expected = [SequenceReader(files).batch(step, 4, seed=0)[0].tolist() for step in range(24)]
+    read, threads = [], set()
+    original = SequenceReader._read
+
+    def counted(reader, members, key):
+        read.append(key)
+        threads.add(threading.current_thread().name.split("_")[0])
+        return original(reader, members, key)
+
+    monkeypatch.setattr(SequenceReader, "_read", counted)
+    reader = SequenceReader(files, read_ahead=True)
+    first = reader.batch(0, 4, seed=0)[0].tolist()
+    deadline = time.monotonic() + 5
+    while len(read) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert read == [(0, 0, 0), (0, 0, 1)]  # the second before it is asked for, and no third
+    assert [first] + [reader.batch(step, 4, seed=0)[0].tolist() for step in range(1, 24)] == expected
+    reader._ahead[1].result()
+    assert read == [(0, epoch, block) for epoch in range(3) for block in range(5)][: len(read)]  # each once, into the next epochs
+    assert len(read) == 13
+    assert threads == {"MainThread", "read-ahead"}
+
+
+def test_a_file_that_vanishes_is_an_error_of_the_batch_that_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "ROW_GROUPS_PER_BLOCK", 2)
+    path = write_shard(tmp_path, 0, 40, 4)
+    reader = SequenceReader([path], read_ahead=True)
+    reader.batch(0, 4, seed=0)
+    reader._ahead[1].result()
+    path.unlink()
+    reader.batch(1, 4, seed=0)
+    reader.batch(2, 4, seed=0)  # was read before
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            reader.batch(4, 4, seed=0)
+
+
+def test_a_remote_block_opens_several_files_at_once(monkeypatch):
+    """fsspec's memory file system stands for an object store; a barrier lets no file be opened alone."""
+    directory = UPath("memory://reading-test")
+    files = [write_shard(directory, shard, 8, 4) for shard in range(4)]
+    reader = SequenceReader(files, read_ahead=True)
+    expected = SequenceReader(files).batch(0, 32, seed=0)
+    barrier = threading.Barrier(4, timeout=5)
+    original = reading._read_groups
+
+    def together(file, groups):
+        barrier.wait()
+        return original(file, groups)
+
+    monkeypatch.setattr(reading, "_read_groups", together)
+    assert np.array_equal(reader.batch(0, 32, seed=0)[0], expected[0])
+
+
+def test_a_reader_can_be_sent_to_another_process(tmp_path):
+    files = [write_shard(tmp_path, 0, 40, 4)]
+    sent = pickle.loads(pickle.dumps(SequenceReader(files)))  # noqa: S301
+    assert np.array_equal(sent.batch(3, 4, 0)[0], SequenceReader(files).batch(3, 4, 0)[0])
 
 
 def test_nothing_to_read(tmp_path):
