@@ -84,7 +84,7 @@ def caveats(losses: Sequence[MethodLoss], baseline: str, missing: Mapping[str, s
     numbers = sorted({loss.num_pairs for loss in compared if loss.num_pairs > 1})
     if numbers:
         held = [(number, coverage(number) or 0.0) for number in numbers]
-        shares = "; ".join(f"with {number} pairs in {share:.0%} of cases" for number, share in held)
+        shares = "; ".join(f"with {number} pairs in {100 * share:.0f} % of cases" for number, share in held)
         found.append(
             f"\N{PLUS-MINUS SIGN} is the standard error of a mean over seeds. A difference within {NUM_ERRORS:g} of its errors is called "
             f"not distinguishable. So wide an interval holds the true value (Student's t), {shares}, not in 95 %."
