@@ -21,7 +21,7 @@ from bliss_ops.evaluation.rows import TASKS as OURS
 from bliss_ops.lake import Lake, Run
 from bliss_ops.models import language
 from tests.corpus.corpora import REAL
-from tests.evaluation.lakes import make_lake, make_run
+from tests.evaluation.lakes import T, make_lake, make_run
 from tests.evaluation.published import HUB, TASKS, write_files
 
 TOLERANCE = 1e-4  # nats of a whole continuation, float32
@@ -167,7 +167,7 @@ def test_an_old_manifest_has_one_model(lake: Lake, folder: Path) -> None:
     settings = run.config.pretraining
     step = settings.num_steps + settings.decay_steps
     assert {row["step"] for row in kept(run)} == {step}
-    assert results(run)["validation", "loss"]["num_tokens"] == step * settings.batch_sequences * 32
+    assert results(run)["validation", "loss"]["num_tokens"] == step * settings.batch_sequences * T
 
 
 def test_without_tasks_it_is_the_validation_loss_alone(lake: Lake) -> None:
