@@ -129,7 +129,7 @@ class _Target:
     def begin(cls, run: Run, round_number: int, directory: UPath, workers: Workers) -> "_Target":
         config, vocab_size = run.config, tokenizer.vocab_size(run.corpus)
         subset = read_manifest(run.round(round_number) / "subset", made_by=f"bliss materialize {run.name} --round {round_number}")
-        reader = SequenceReader([shard_file(run.round(round_number) / "subset", shard) for shard in subset.shards])
+        reader = SequenceReader([shard_file(run.round(round_number) / "subset", shard) for shard in subset.shards], read_ahead=True)
         state = new_state(config, config.target, vocab_size, workers)
         first_step = first_step_of(run, round_number)
         end = first_step + config.pretraining.num_steps + config.pretraining.decay_steps

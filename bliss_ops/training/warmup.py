@@ -48,7 +48,7 @@ def train(run: Run, role: Role, directory: UPath) -> None:
     config, settings, workers = run.config, run.config.pretraining, Workers.current()
     model, vocab_size, length = _model(run, role), tokenizer.vocab_size(run.corpus), run.config.ingest.sequence_length
     sequences = read_manifest(run.corpus.sequences, made_by=f"bliss pack {run.corpus.name}")
-    reader = SequenceReader([shard_file(run.corpus.sequences, shard) for shard in sequences.shards])
+    reader = SequenceReader([shard_file(run.corpus.sequences, shard) for shard in sequences.shards], read_ahead=True)
     title = f"warm up {role} of {run.name}"
     log.info("%s: %s, %d steps", title, model.shape, model.warmup_steps)
     peak = model.warmup_learning_rate if isinstance(model, ProxyConfig) else settings.learning_rate
