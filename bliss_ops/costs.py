@@ -85,25 +85,30 @@ def round_work(config: RunConfig, sizes: Sizes, round_number: int) -> dict[str, 
     work["fidelity"] = _fidelity(config, sizes, round_number, has_proxy)
     work["select"] = StageWork(sizes.num_candidates, sizes.num_candidates * length)
     work["materialize"] = StageWork(sizes.num_selected, sizes.num_selected * length)
-    num_points = len(validation_steps(config))
-    work["pretrain"] = _training(
-        num_training_steps(config) * settings.batch_sequences, length, target, num_points * sizes.num_holdout_tokens
-    )
-    work["evaluate"] = StageWork(None, sizes.num_holdout_tokens, sizes.num_holdout_tokens * target.forward)
+    num_validation_tokens = num_validation_points(config) * sizes.num_holdout_tokens
+    work["pretrain"] = _training(num_training_steps(config) * settings.batch_sequences, length, target, num_validation_tokens)
+    work["evaluate"] = _evaluating(num_models(config), sizes, target)
     return work
 
 
 def num_training_steps(config: RunConfig) -> int:
     """Optimizer steps of a round's pretraining, its decay branches included."""
-    settings = config.pretraining
-    return settings.num_steps + (1 + len(settings.decay_at_steps)) * settings.decay_steps
+    return config.pretraining.num_steps + num_models(config) * config.pretraining.decay_steps
 
 
-def validation_steps(config: RunConfig) -> list[int]:
-    """After which optimizer steps of a round the validation loss is taken."""
+def num_models(config: RunConfig) -> int:
+    """Models that a round's pretraining leaves and the evaluation measures: one per decay branch."""
+    return 1 + len(config.pretraining.decay_at_steps)
+
+
+def num_validation_points(config: RunConfig) -> int:
+    """How often a round's pretraining takes the validation loss: every so many steps, and at the end of the main and every other branch."""
     settings = config.pretraining
-    last, end = settings.num_steps, settings.num_steps + settings.decay_steps
-    return [step for step in range(1, end + 1) if step % settings.evaluate_every_steps == 0 or step in (last, end)]
+    branches = [(0, settings.num_steps)]
+    if settings.decay_steps:
+        branches += [(step, step + settings.decay_steps) for step in (*settings.decay_at_steps, settings.num_steps)]
+    every = settings.evaluate_every_steps
+    return sum(end // every - begin // every + (end % every > 0) for begin, end in branches)
 
 
 def sizes_of(run: Run, round_number: int) -> Sizes:
@@ -146,12 +151,12 @@ def recorded_work(run: Run, round_number: int) -> dict[str, StageWork]:
         work["select"] = StageWork(selection.metrics["num_candidates"], selection.metrics["num_candidates"] * length)
     if subset := find_manifest(here / "subset"):
         work["materialize"] = StageWork(subset.metrics["num_sequences"], subset.metrics["num_sequences"] * length)
-    if find_manifest(here / "pretrain"):
+    if pretrained := find_manifest(here / "pretrain"):
         rows = [json.loads(line) for line in (here / "pretrain" / "metrics.jsonl").read_text().splitlines()]
         num_steps, num_points = (sum(name in row for row in rows) for name in ("loss", "validation_loss"))
         work["pretrain"] = _training(num_steps * batch, length, per_token["target"], num_points * sizes.num_holdout_tokens)
-    if find_manifest(here / "evaluation"):
-        work["evaluate"] = StageWork(None, sizes.num_holdout_tokens, sizes.num_holdout_tokens * per_token["target"].forward)
+    if pretrained and find_manifest(here / "evaluation"):
+        work["evaluate"] = _evaluating(len(pretrained.metrics.get("models", [0])), sizes, per_token["target"])
     return work
 
 
@@ -227,6 +232,12 @@ def _per_token(model: ModelConfig, config: RunConfig, vocab_size: int) -> ModelF
 def _training(num_sequences: int, length: int, model: ModelFlops, num_validation_tokens: int = 0) -> StageWork:
     num_tokens = num_sequences * length
     return StageWork(num_sequences, num_tokens, num_tokens * model.training + num_validation_tokens * model.forward)
+
+
+def _evaluating(number: int, sizes: Sizes, model: ModelFlops) -> StageWork:
+    """The held-out loss of each model; what zero-shot tasks take is not counted."""
+    num_tokens = number * sizes.num_holdout_tokens
+    return StageWork(None, num_tokens, num_tokens * model.forward)
 
 
 def _num_sequences_fitted(config: RunConfig) -> int | None:

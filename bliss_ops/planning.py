@@ -98,8 +98,8 @@ def plan(config: RunConfig, basis: Basis, speeds: Speeds, only_rounds: Sequence[
         for stage in basis.corpus_stages
     ]
     kept = basis.sizes[numbers[-1] - 1].num_selected if numbers else 0
-    num_read = (config.pretraining.num_steps + config.pretraining.decay_steps) * config.pretraining.batch_sequences
-    return Plan(config.name, config.method, numbers, corpus_stages + stages, num_read / kept if kept else None, basis.assumptions)
+    num_epochs = rounds.num_epochs(config, kept) if kept else None
+    return Plan(config.name, config.method, numbers, corpus_stages + stages, num_epochs, basis.assumptions)
 
 
 def actual(run: Run) -> Plan:
@@ -275,7 +275,7 @@ def _written(stage: str, manifest: Manifest) -> int:
 
 
 def _sum(name: str, stages: Sequence[StagePlan]) -> StagePlan:
-    """Several together; seconds are those that are known, None when none is."""
+    """Several together; seconds are those that are known, None when that is nothing."""
 
     def added(values: Iterator[int | None]) -> int | None:
         known = [value for value in values if value is not None]
@@ -288,5 +288,5 @@ def _sum(name: str, stages: Sequence[StagePlan]) -> StagePlan:
         added(stage.num_tokens for stage in stages),
         added(stage.num_bytes for stage in stages),
         sum(stage.flops for stage in stages),
-        sum(seconds) if seconds else None,
+        sum(seconds) if any(seconds) or len(seconds) == len(stages) else None,
     )

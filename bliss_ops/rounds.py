@@ -26,7 +26,7 @@ class Window:
     shards: list[int]
     num_sequences: int
     num_selected: int
-    num_epochs: float  # how often the pretraining goes over what is kept, decay branch included
+    num_epochs: float  # how often the pretraining goes over what is kept
 
 
 def windows(config: RunConfig, corpus: Corpus) -> list[Window]:
@@ -43,6 +43,12 @@ def windows(config: RunConfig, corpus: Corpus) -> list[Window]:
     cut = [selectors.window_of(config, packed.shards, number) for number in range(1, config.num_rounds + 1)]
     counts = _num_sequences_of(corpus, packed, {shard for shards in cut for shard in shards})
     return [_checked(config, number, shards, sum(counts[shard] for shard in shards)) for number, shards in enumerate(cut, start=1)]
+
+
+def num_epochs(config: RunConfig, num_selected: int) -> float:
+    """How often the pretraining of a round goes over a subset of that size, its last decay branch included."""
+    settings = config.pretraining
+    return (settings.num_steps + settings.decay_steps) * settings.batch_sequences / num_selected
 
 
 def check(config: RunConfig, run: Run) -> None:
@@ -143,13 +149,13 @@ def _checked(config: RunConfig, number: int, shards: list[int], count: int) -> W
     if "bilevel" in selectors.load(config.method).SECTIONS and count < batch:
         raise ValueError(f"{here} has {count:,} sequences, fewer than one batch of {batch:,}: lower bilevel.batch_sequences, {advice}")
     keep = selection.num_to_keep(config, count)
-    num_epochs = (settings.num_steps + settings.decay_steps) * settings.batch_sequences / keep
-    if settings.max_epochs is not None and num_epochs > settings.max_epochs:
+    epochs = num_epochs(config, keep)
+    if settings.max_epochs is not None and epochs > settings.max_epochs:
         raise ValueError(
-            f"{here} keeps {keep:,} of {count:,} sequences, which pretraining would go over {num_epochs:.2f} times; pretraining.max_epochs "
+            f"{here} keeps {keep:,} of {count:,} sequences, which pretraining would go over {epochs:.2f} times; pretraining.max_epochs "
             f"is {settings.max_epochs:g}: lower pretraining.num_steps, keep more (selection), {advice}"
         )
-    return Window(number, shards, count, keep, num_epochs)
+    return Window(number, shards, count, keep, epochs)
 
 
 def _num_sequences_of(corpus: Corpus, packed: Manifest, shards: set[int]) -> Mapping[int, int]:

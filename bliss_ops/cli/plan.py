@@ -120,7 +120,7 @@ def _values(plan: "Plan") -> dict[str, Any]:
 
 def _stages(plan: "Plan") -> "Table":
     """One plan, a line per stage."""
-    table = _table(f"{plan.run}: {_rounds(plan)}", ["stage", "sequences", "tokens", "disk", "model FLOPs", "device hours"])
+    table = _table(f"{plan.run}: {_rounds(plan)}", ["stage", "sequences", "tokens", "disk", "model FLOPs", "device time"])
     for stage in plan.stages:
         table.add_row(stage.stage, *_cells(stage))
     table.add_section()
@@ -131,7 +131,7 @@ def _stages(plan: "Plan") -> "Table":
 
 def _side_by_side(plans: "Sequence[Plan]") -> "Table":
     """Several methods, a line each."""
-    headings = ["method", "selection FLOPs", "of all", "selection hours", "training FLOPs", "training hours", "all hours", "disk"]
+    headings = ["method", "selection FLOPs", "of all", "selection time", "training FLOPs", "training time", "all", "disk"]
     table = _table(f"{_rounds(plans[0])} each", headings)
     for plan in plans:
         training = next(stage for stage in plan.stages if stage.stage == "pretrain")
@@ -145,7 +145,7 @@ def _side_by_side(plans: "Sequence[Plan]") -> "Table":
 
 def _against(planned: "Plan", took: "Plan") -> "Table":
     """Plan, actual and their ratio for each stage. The tokens of one stage are those of another, so they are not added up."""
-    headings = ["stage", "tokens", "actual", "disk", "actual", "model FLOPs", "actual", "ratio", "device hours", "actual", "ratio"]
+    headings = ["stage", "tokens", "actual", "disk", "actual", "model FLOPs", "actual", "ratio", "device time", "actual", "ratio"]
     table = _table(f"{took.run}: {_rounds(took)}, plan against actual", headings)
     for plan in planned.stages:
         actual = next(stage for stage in took.stages if stage.stage == plan.stage)
@@ -163,14 +163,14 @@ def _beside(plan: "StagePlan", actual: "StagePlan") -> list[str]:
 
 
 def _notes(plan: "Plan", speeds: "Speeds") -> list[str]:
-    lines = [f"hours: {speeds.described}"]
+    lines = [f"device time: {speeds.described}"]
     if plan.num_epochs is not None:
         lines.append(f"the pretraining of a round goes over its subset {plan.num_epochs:.2f} times")
     if plan.total.flops:
         lines.append(f"selection takes {plan.selection_share:.1%} of the model FLOPs")
     unknown = [stage.stage for stage in plan.stages if stage.device_seconds is None]
     if unknown:
-        lines.append(f"no rate is known for {', '.join(unknown)}: not in the hours")
+        lines.append(f"no rate is known for {', '.join(unknown)}: not in the device time")
     return lines + [f"assumed: {text}" for text in plan.assumptions]
 
 

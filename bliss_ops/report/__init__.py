@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, and `summary.json` with its headline numbers.
+"""The report of a run: an HTML file per round that needs nothing else, and `summary.json` with the headline numbers of the last.
 
 Asked of the run's own files (facts.py, curves.py), drawn as inline SVG (charts.py), laid out by template.html and style.css.
 What is missing (a comparison that is not finished, a method without training curves) is said in one line where it would have been.
@@ -12,7 +12,7 @@ from upath import UPath
 
 from bliss_ops.lake import Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report import biases, changes, charts, fidelity, page
+from bliss_ops.report import biases, changes, charts, fidelity, navigation, page, spending
 from bliss_ops.report.curves import Compared, equal_steps, read_rows, read_run
 from bliss_ops.report.documents import DocumentFacts
 from bliss_ops.report.facts import Facts, Source
@@ -33,14 +33,29 @@ def headline(run: Run) -> str:
 
 
 def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dict[str, Any]]:
-    """Write `index.html` and `summary.json` about the run up to `round_number`.
+    """Write a page for every round up to `round_number`, the last one as `index.html` too, and `summary.json` about that.
 
     Returns:
-        The files written and the summary.
+        The files of the report and the summary.
 
     Raises:
-        ValueError: the round has no finished scores or selection yet.
+        ValueError: a round has no finished scores or selection.
     """
+    made = navigation.pages_made(directory)
+    pages = {navigation.page_of(number): navigation.made_from(run, number) for number in range(1, round_number + 1)}
+    for number, page_name in enumerate(pages, start=1):
+        path = directory / page_name
+        is_as_made = number < round_number and made.get(page_name) == pages[page_name]
+        if not (is_as_made and navigation.link_again(path, number, round_number)):
+            html, summary = _page(run, number, last_round=round_number)
+            write_bytes(path, html.encode())
+    write_bytes(directory / navigation.INDEX, html.encode())
+    write_json(directory / "summary.json", summary | {"pages": pages})
+    return [*pages, navigation.INDEX, "summary.json"], summary | {"pages": pages}
+
+
+def _page(run: Run, round_number: int, *, last_round: int) -> tuple[str, dict[str, Any]]:
+    """A round's page and its headline numbers."""
     config = run.config
     ours = read_run(run, round_number)
     others = [read_run(run.lake.run(name), round_number) for name in config.compare_with]
@@ -51,6 +66,7 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         overlap = changes.overlap_chart(facts.con, [run, *(other.run for other in others)], round_number)
         faithful, bias = fidelity.read(run, round_number, facts), biases.measure(facts, distribution)
     cautions = bias.warnings(config.method, faithful.summary)
+    spent = spending.read(run, round_number)
     outer = read_rows(run.round(round_number) / "selector" / "metrics.jsonl")
     summary = _summary(run, round_number, ours, others, counts) | {
         "score_mean": distribution.mean,
@@ -60,6 +76,10 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         "warning": distribution.warning,
         "fidelity": faithful.summary,
         "cautions": [f"{what} {advice}" for what, advice in cautions],
+        "flops": spent.flops,
+        "seconds": spent.seconds,
+        "selection_flops": spent.selection_flops,
+        "selection_seconds": spent.selection_seconds,
         **bias.summary,
     }
     limits = charts.padded([value for source in sources for value in (*source.quantiles, source.mean)], 0.03)
@@ -94,11 +114,11 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         changes=changed,
         overlap=overlap,
         settings=page.settings(config),
+        spent=spent,
+        links=navigation.links(round_number, last_round),
         provenance=_provenance(run, round_number),
     )
-    write_bytes(directory / "index.html", html.encode())
-    write_json(directory / "summary.json", summary)
-    return ["index.html", "summary.json"], summary
+    return html, summary
 
 
 def _texts(facts: Facts, threshold: float | None) -> dict[str, Any]:

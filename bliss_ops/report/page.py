@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bliss_ops.report import charts
+from bliss_ops.report import charts, spending
 
 HERE = Path(__file__).parent
 
@@ -18,6 +18,7 @@ def render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"signed": charts.signed, "short": charts.number, "plain": charts.plain}
+    environment.filters |= {"duration": spending.duration, "magnitude": spending.magnitude, "memory": spending.memory}
     return environment.get_template(template).render(style=(HERE / "style.css").read_text(encoding="utf-8"), **values)
 
 
