@@ -5,9 +5,13 @@ weight of every position is known beforehand: softmax minus one-hot, times the w
 matrix. Nothing is recomputed, and what is held is one block of logits (26 MB at a vocabulary of 50k) instead of the batch's (824 MB
 at 32 x 128 positions). Positions that do not count never reach the output matrix.
 
+On a GPU what comes between the matrix products is bound by memory: eight passes over a block's logits, in float32. `compile_loss` makes
+them two, in the precision of the products.
+
 Legend of shapes: B sequences, T tokens, N counted positions, D and E hidden sizes, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +21,15 @@ import torch.nn.functional as F
 # Positions per block. Every block adds to the whole gradient of the matrix, so it must not be too small; 128 is within 5 % of the
 # best on a CPU for vocabularies of 2k and 50k. A GPU needs more to be busy.
 ROWS_PER_BLOCK = {"cpu": 128, "cuda": 2048}
+
+
+_fused: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None = None
+
+
+def compile_loss() -> None:
+    """From now on, torch.compile what is done with a block's logits where products have a lower precision than the loss (a GPU)."""
+    global _fused
+    _fused = _fused or torch.compile(_loss_and_slope)
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,8 @@ def weighted_loss(
     Args:
         model: a causal language model of transformers.
         input_ids_BT: tokens.
-        labels_BT: equal to the tokens where a position counts, -100 elsewhere; the shift by one is done here.
+        labels_BT: equal to the tokens where a position counts, -100 elsewhere; the shift by one is done here. The very tensor of the
+            tokens says that all count, and a GPU need not be waited for to find out which.
         weight_B: weights, without a graph of their own.
         divergence: adds weight * sum_i mean over tokens of KL_i.
 
@@ -57,23 +71,28 @@ def weighted_loss(
         The scalar with the model's graph (first derivatives only), the summed losses of shape B and the counts of shape B, both detached.
     """
     targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=-100)
-    counted_BT = targets_BT != -100
-    counts_B = counted_BT.sum(1)
-    position_N = counted_BT.flatten().nonzero()[:, 0]
-    row_N = position_N // targets_BT.shape[1]
-    hidden_ND = hidden_states(model, input_ids_BT).flatten(0, 1)[position_N]
+    position_N = None if labels_BT is input_ids_BT else (targets_BT != -100).flatten().nonzero()[:, 0]
+    counts_B = (targets_BT != -100).sum(1)
+
+    def counted(values_BT: torch.Tensor) -> torch.Tensor:
+        return values_BT[:, :-1].flatten(0, 1) if position_N is None else values_BT.flatten(0, 1)[position_N]
+
+    hidden_ND = counted(hidden_states(model, input_ids_BT))
     wide = hidden_ND.dtype if hidden_ND.dtype == torch.float64 else torch.float32
     per_token_B = 1 / counts_B.clamp(min=1).to(wide)
-    weight_N = (weight_B.detach().to(wide) * per_token_B)[row_N]
+    weight_N = counted((weight_B.detach().to(wide) * per_token_B)[:, None].expand(targets_BT.shape))
     reference: tuple[Any, ...] = (None, None, None, "")
     if divergence is not None:
-        states_NE, factor_N = divergence.hidden_BTE.flatten(0, 1)[position_N], divergence.weight * per_token_B[row_N]
-        reference = (states_NE, output_matrix(divergence.reference), factor_N, divergence.direction)
-    target_N = targets_BT.flatten()[position_N]
+        factor_N = counted((divergence.weight * per_token_B)[:, None].expand(targets_BT.shape))
+        reference = (counted(divergence.hidden_BTE), output_matrix(divergence.reference), factor_N, divergence.direction)
+    target_N = counted(targets_BT)
     total, loss_N = _BlockwiseLoss.apply(torch.is_grad_enabled(), hidden_ND, output_matrix(model), target_N, weight_N, *reference)  # type: ignore[no-untyped-call]
     # back on the grid and summed along rows: a scatter-add would not repeat bit for bit on a GPU
     loss_BT = torch.zeros(targets_BT.shape, dtype=wide, device=loss_N.device)
-    loss_BT.view(-1)[position_N] = loss_N.detach()
+    if position_N is None:
+        loss_BT[:, :-1] = loss_N.detach().view(len(loss_BT), -1)
+    else:
+        loss_BT.view(-1)[position_N] = loss_N.detach()
     return total, loss_BT.sum(1), counts_B
 
 
@@ -116,6 +135,18 @@ def _product_dtype(hidden_ND: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
 
 
+def _loss_and_slope(
+    logits_nV: torch.Tensor, target_n: torch.Tensor, weight_n: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses of shape n, and the gradient of their weighted sum in the logits; written for a compiler, which makes two passes of it."""
+    logits = logits_nV.to(weight_n.dtype)
+    log_sum_n = logits.logsumexp(-1)
+    loss_n = log_sum_n - logits.gather(1, target_n[:, None])[:, 0]
+    is_target = torch.arange(logits.shape[1], device=logits.device) == target_n[:, None]
+    slope = ((logits - log_sum_n[:, None]).exp() - is_target.to(logits.dtype)) * weight_n[:, None]
+    return loss_n, slope.to(dtype)
+
+
 class _BlockwiseLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -136,8 +167,18 @@ class _BlockwiseLoss(torch.autograd.Function):
         matrix_gradient = torch.zeros_like(matrix_VD) if wants_gradient else None
         block = ROWS_PER_BLOCK.get(hidden_ND.device.type, 128)
         buffers = _buffers(hidden_ND[:block], matrix_VD, weight_N.dtype)
+        low = _product_dtype(hidden_ND)
+        product_VD = matrix_VD if buffers else matrix_VD.to(low)
+        fused = None if buffers or reference_NE is not None else _fused
         for begin in range(0, len(target_N), block):
             rows = slice(begin, begin + block)
+            if fused is not None and hidden_gradient is not None and matrix_gradient is not None:
+                hidden_n = hidden_ND[rows].to(low)
+                loss_N[rows], slope_nV = fused(hidden_n @ product_VD.T, target_N[rows], weight_N[rows], low)
+                total += (weight_N[rows] * loss_N[rows]).sum()
+                hidden_gradient[rows] = slope_nV @ product_VD
+                matrix_gradient += slope_nV.T @ hidden_n
+                continue
             log_p = _log_probabilities(hidden_ND[rows], matrix_VD, weight_N.dtype, buffers)
             target_n, weight_n = target_N[rows, None], weight_N[rows, None]
             loss_n = -log_p.gather(1, target_n)
@@ -165,9 +206,9 @@ class _BlockwiseLoss(torch.autograd.Function):
                     torch.mm(slope, matrix_VD, out=hidden_gradient[rows])
                     matrix_gradient.addmm_(slope.T, hidden_ND[rows])
                 else:  # in-place products escape autocast, and would be float32 ones on a GPU
-                    slope = slope.to(_product_dtype(hidden_ND))
-                    hidden_gradient[rows] = slope @ matrix_VD.to(slope.dtype)
-                    matrix_gradient += slope.T @ hidden_ND[rows].to(slope.dtype)
+                    slope = slope.to(low)
+                    hidden_gradient[rows] = slope @ product_VD
+                    matrix_gradient += slope.T @ hidden_ND[rows].to(low)
         if hidden_gradient is not None and matrix_gradient is not None:
             ctx.save_for_backward(hidden_gradient, matrix_gradient)
         ctx.mark_non_differentiable(loss_N)

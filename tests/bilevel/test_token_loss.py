@@ -113,3 +113,49 @@ def test_logits_exist_one_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     assert [8, vocabulary] in shapes, "the blocks themselves must be seen, or this test sees nothing"
     others = {size for shape in shapes for size in shape if size != vocabulary}
     assert not others & {num_sequences, num_positions, num_sequences * LENGTH}
+
+
+def test_saying_that_every_token_counts_changes_nothing(model: torch.nn.Module) -> None:
+    """The tokens themselves as labels take another way through the code than equal labels, to the same bits."""
+    input_ids_BT, weight_B = tokens(6), torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for labels_BT in (input_ids_BT, input_ids_BT.clone()):
+        total, sums_B, counts_B = weighted_loss(model, input_ids_BT, labels_BT, weight_B)
+        found.append([total, sums_B, counts_B, *torch.autograd.grad(total, list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_loss_for_a_compiler_is_the_same(is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: products in bfloat16, the last block shorter than the others. Rounded once instead of several times."""
+    model, input_ids_BT, weight_B = (
+        language_model("tiny-neox-64").float(),
+        tokens(6),
+        torch.rand(6, generator=torch.Generator().manual_seed(0)),
+    )
+    monkeypatch.setitem(token_loss.ROWS_PER_BLOCK, "cpu", 32)
+    used = []
+
+    def fused(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        used.append(len(arguments[0]))
+        return function(*arguments)
+
+    found = []
+    function = torch.compile(token_loss._loss_and_slope) if is_compiled else token_loss._loss_and_slope
+    for one in (None, fused):
+        monkeypatch.setattr(token_loss, "_fused", one)
+        with torch.autocast("cpu", torch.bfloat16):
+            total, sums_B, _ = weighted_loss(model, input_ids_BT, input_ids_BT, weight_B)
+        found.append([total.detach(), sums_B, *torch.autograd.grad(total, list(model.parameters()))])
+    assert set(used) == {32, 6 * (LENGTH - 1) % 32}
+    for eager, other in zip(*found, strict=True):
+        assert relative_error([other], [eager]) < 5e-3
+
+
+def test_the_loss_for_a_compiler_in_double_precision() -> None:
+    logits_nV = torch.randn(5, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target_n, weight_n = torch.tensor([0, 3, 10, 3, 7]), torch.rand(5, dtype=torch.float64)
+    loss_n, slope_nV = token_loss._loss_and_slope(logits_nV, target_n, weight_n, torch.float64)
+    expected_n = F.cross_entropy(logits_nV, target_n, reduction="none")
+    torch.testing.assert_close(loss_n, expected_n)
+    torch.testing.assert_close(slope_nV, torch.autograd.grad((weight_n * expected_n).sum(), logits_nV)[0])
