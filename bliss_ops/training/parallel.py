@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 
-from bliss_ops.models.token_loss import weighted_loss
+from bliss_ops.models.token_loss import compile_loss, weighted_loss
 from bliss_ops.training.workers import ALONE, Workers
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def spread(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     objective = Objective(model)
     if compile_blocks:
+        compile_loss()
         for module in [model.base_model] if workers.count == 1 else blocks(model):
             module.compile(dynamic=False)
     if workers.count == 1:
