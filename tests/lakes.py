@@ -15,6 +15,7 @@ from upath import UPath
 
 from bliss_ops import schemas
 from bliss_ops.config import IngestConfig, RunConfig
+from bliss_ops.evaluation import measures
 from bliss_ops.lake import Lake, Run, shard_file, write_bytes, write_json, write_parquet
 from bliss_ops.manifest import Artifact, Manifest, describe, read_manifest
 from bliss_ops.sharding import ROWS_PER_SHARD
@@ -86,8 +87,9 @@ def make_run(
     compare_with: tuple[str, ...] = (),
     losses: tuple[float, ...] = (6.0, 4.5, 4.0),
     finished: bool = True,
+    answers: pa.Table | None = None,
 ) -> Run:
-    """A finished run of `lake`; `finished=False` stops after the selection."""
+    """A finished run of `lake`; `finished=False` stops after the selection. `answers` are those of its evaluation to tasks."""
     name = f"demo-{method}-s{seed}"
     config = RunConfig.model_validate(
         {
@@ -103,11 +105,18 @@ def make_run(
     run = lake.run(name)
     write_json(run.path / "config.json", config.model_dump(mode="json"))
     for round_number in range(1, num_rounds + 1):
-        make_round(run, round_number, score or _scores(method, seed), losses, finished)
+        make_round(run, round_number, score or _scores(method, seed), losses, finished, answers)
     return run
 
 
-def make_round(run: Run, round_number: int, score: ScoreOf, losses: tuple[float, ...] = (6.0, 4.5, 4.0), finished: bool = True) -> None:
+def make_round(
+    run: Run,
+    round_number: int,
+    score: ScoreOf,
+    losses: tuple[float, ...] = (6.0, 4.5, 4.0),
+    finished: bool = True,
+    answers: pa.Table | None = None,
+) -> None:
     lake, here = run.lake, run.round(round_number)
     packed = read_manifest(run.corpus.sequences, made_by="make_corpus")
     shards, num_sequences = packed.shards, packed.metrics["num_sequences"] // len(packed.shards)
@@ -165,7 +174,7 @@ def make_round(run: Run, round_number: int, score: ScoreOf, losses: tuple[float,
         return ["metrics.jsonl"], {}
 
     def evaluation(directory: UPath) -> tuple[list[str], dict[str, Any]]:
-        table = {
+        table: dict[str, list[Any]] = {
             "task": ["validation"] * 2,
             "metric": ["loss", "perplexity"],
             "value": [losses[-1], float(np.exp(losses[-1]))],
@@ -174,8 +183,16 @@ def make_round(run: Run, round_number: int, score: ScoreOf, losses: tuple[float,
             "step": [10 * (len(losses) - 1)] * 2,
             "num_tokens": [640 * (len(losses) - 1)] * 2,
         }
+        if answers is None:
+            write_parquet(directory / "results.parquet", pa.table(table, schema=schemas.EVALUATION))
+            return ["results.parquet"], {}
+        for one in measures.measures(list(measures.outcomes(answers))):
+            row = (one.task, one.metric, one.value, one.standard_error, one.num_questions, table["step"][0], table["num_tokens"][0])
+            for column, value in zip(table.values(), row, strict=True):
+                column.append(value)
         write_parquet(directory / "results.parquet", pa.table(table, schema=schemas.EVALUATION))
-        return ["results.parquet"], {}
+        write_parquet(directory / "questions.parquet", answers)
+        return ["results.parquet", "questions.parquet"], {}
 
     fitted = produce(lake, here / "selector", "fit", selector, inputs=[packed])
     scored = produce(lake, here / "scores", "score", scores, shards=shards, inputs=[fitted])

@@ -32,8 +32,8 @@ select r.score_run_id, r.kind, r.corpus, r.sequence_set, r.run, r.round, r.recip
        s.num_sequences, s.mean, s.standard_deviation, s.minimum, s.maximum, s.threshold, s.num_selected,
        e.loss as validation_loss
 from score_runs r join run_summaries s using (score_run_id)
-left join (select score_run_id, max(value) as loss from evaluations where task = 'validation' and metric = 'loss' group by score_run_id) e
-     using (score_run_id)
+left join (select score_run_id, max(value) as loss from final_evaluations where task = 'validation' and metric = 'loss'
+           group by score_run_id) e using (score_run_id)
 where ($score_run_id is null or r.score_run_id = $score_run_id)
   and ($corpus is null or r.corpus = $corpus) and ($kind is null or r.kind = $kind)
 order by r.finished_at desc, r.score_run_id

@@ -2,7 +2,7 @@
 -- parameter task (text) = validation: the evaluation task
 -- parameter metric (text) = loss: the metric
 with found as (select r.recipe, r.corpus, r.run, r.round, r.method, r.seed, e.value, e.standard_error, e.num_examples
-               from evaluations e join score_runs r using (score_run_id)
+               from final_evaluations e join score_runs r using (score_run_id)
                where r.kind = 'round' and e.task = $task and e.metric = $metric)
 select f.recipe, f.corpus, f.round, f.method, f.seed, f.value, f.standard_error, f.value - b.value as difference_from_random, f.num_examples, f.run
 from found f

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 Counts = dict[str, int]
 Ledger = dict[tuple[str, str, int], str]
 SECONDS_BETWEEN_LINES = 5.0
+STAYS_IN_PARQUET = ("text", "context", "continuation")  # of documents and questions
 
 
 def load(con: "DuckDBPyConnection", score_run: ScoreRun, score_runs: ScoreRuns, counts: Counts) -> None:
@@ -92,6 +93,8 @@ def read_part(part: Part) -> "pa.RecordBatchReader":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from bliss_ops import schemas
+
     assert part.file is not None
     remedy = f"Delete it and run `{part.made_by}` again; then load again."
     try:
@@ -105,9 +108,14 @@ def read_part(part: Part) -> "pa.RecordBatchReader":
             f"Its sha256 is {found}, {part.sha256} was expected. {remedy}"
         )
     file = pq.ParquetFile(pa.BufferReader(data))
-    columns = [name for name in file.schema_arrow.names if name != "text"]  # the text of documents stays in Parquet
+    columns = [name for name in file.schema_arrow.names if name not in STAYS_IN_PARQUET]
     schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-    return pa.RecordBatchReader.from_batches(schema, file.iter_batches(batch_size=1 << 20, columns=columns))
+    batches = file.iter_batches(batch_size=1 << 20, columns=columns)
+    if part.kind is tables.EVALUATIONS and schema != schemas.EVALUATION:  # of a former version: its models have no step
+        former = file.read()
+        values = {name: former[name] if name in columns else pa.nulls(len(former)) for name in schemas.EVALUATION.names}
+        return pa.table(values).cast(schemas.EVALUATION).to_reader()
+    return pa.RecordBatchReader.from_batches(schema, batches)
 
 
 def _load_part(con: "DuckDBPyConnection", part: Part, counts: Counts, *, is_known: bool) -> None:

@@ -232,8 +232,9 @@ def _of_round(run: Run, round_number: int, scores: Manifest) -> Iterator[Part]:
         yield Part(tables.SELECTION_COUNTS, owner, 0, _as_hash(values), values)
         yield from _of_files(lake, selection, tables.SELECTIONS, owner, command("select"))
     if evaluation := of_these_scores("evaluation"):
-        (results,) = (output for output in evaluation.outputs if output.path == "results.parquet")
-        yield Part(tables.EVALUATIONS, owner, 0, results.sha256, {}, here / "evaluation" / results.path, command("evaluate"))
+        kinds = {"results.parquet": tables.EVALUATIONS, "questions.parquet": tables.QUESTIONS}  # the second where there are tasks
+        for output in evaluation.outputs:
+            yield Part(kinds[output.path], owner, 0, output.sha256, {}, here / "evaluation" / output.path, command("evaluate"))
 
 
 def _stands_on(lake: Lake, manifest: Manifest, here: UPath, scores: Manifest) -> bool:

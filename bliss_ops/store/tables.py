@@ -30,7 +30,12 @@ create table if not exists influences (
 );
 create table if not exists evaluations (
     score_run_id varchar not null, task varchar not null, metric varchar not null, value double not null,
-    standard_error double, num_examples bigint not null
+    standard_error double, num_examples bigint not null, step bigint, num_tokens bigint
+);
+create table if not exists questions (
+    score_run_id varchar not null, task varchar not null, question bigint not null, choice integer not null, step bigint not null,
+    log_likelihood double not null, num_bytes integer not null, num_characters integer, is_right boolean not null,
+    is_greedy boolean not null
 );
 create table if not exists selection_counts (
     score_run_id varchar not null, num_candidates bigint not null, num_selected bigint not null, threshold double,
@@ -134,9 +139,21 @@ INFLUENCES = Kind(
 EVALUATIONS = Kind(
     "evaluations",
     "delete from evaluations where score_run_id = $owner",
-    "insert into evaluations select $owner, task, metric, value, standard_error, num_examples from shard",
-    "select score_run_id, 0, count(*), sum(hash(task, metric, value, standard_error, num_examples)) from evaluations group by all",
-    "select count(*), sum(hash(task, metric, value, standard_error, num_examples)) from shard",
+    "insert into evaluations select $owner, task, metric, value, standard_error, num_examples, step, num_tokens from shard",
+    """select score_run_id, 0, count(*), sum(hash(task, metric, value, standard_error, num_examples, step, num_tokens))
+       from evaluations group by all""",
+    "select count(*), sum(hash(task, metric, value, standard_error, num_examples, step, num_tokens)) from shard",
+)
+QUESTIONS = Kind(
+    "questions",
+    "delete from questions where score_run_id = $owner",
+    """insert into questions select $owner, task, question, choice, step, log_likelihood, num_bytes, num_characters, is_right, is_greedy
+       from shard""",
+    """select score_run_id, 0, count(*),
+              sum(hash(task, question, choice, step, log_likelihood, num_bytes, num_characters, is_right, is_greedy))
+       from questions group by all""",
+    """select count(*), sum(hash(task, question, choice, step, log_likelihood, num_bytes, num_characters, is_right, is_greedy))
+       from shard""",
 )
 SPANS = Kind(
     "spans",
@@ -169,8 +186,10 @@ SCORE_RUNS = Kind(
        $sequences_digest, $selector_fingerprint, $scores_fingerprint, $num_sequences, $finished_at)""",
     "select score_run_id, 0, count(*), null from score_runs group by all",
 )
-KINDS = {kind.name: kind for kind in (SCORES, SELECTIONS, INFLUENCES, EVALUATIONS, SPANS, DOCUMENTS, SELECTION_COUNTS, SCORE_RUNS)}
-OF_SCORE_RUN = ("scores", "selections", "selection_counts", "influences", "evaluations", "score_runs", "summaries")
+KINDS = {
+    kind.name: kind for kind in (SCORES, SELECTIONS, INFLUENCES, EVALUATIONS, QUESTIONS, SPANS, DOCUMENTS, SELECTION_COUNTS, SCORE_RUNS)
+}
+OF_SCORE_RUN = ("scores", "selections", "selection_counts", "influences", "evaluations", "questions", "score_runs", "summaries")
 
 UNFINISHED = """
 select distinct owner from loads where list_contains($kinds, kind) and owner not in (select score_run_id from score_runs) order by owner
@@ -183,6 +202,7 @@ FORGET_SCORE_RUN = (
     "delete from selection_counts where score_run_id = $owner",
     "delete from influences where score_run_id = $owner",
     "delete from evaluations where score_run_id = $owner",
+    "delete from questions where score_run_id = $owner",
     "delete from run_summaries where score_run_id = $owner",
     "delete from score_histograms where score_run_id = $owner",
     "delete from decile_summaries where score_run_id = $owner",

@@ -54,13 +54,26 @@ create or replace view source_scores as
 create or replace view score_deciles as
     select score_run_id, decile, lowest, highest, mean, num_sequences from decile_summaries;
 
+-- Of the model a round ends with, not of those in the middle.
+create or replace view final_evaluations as
+    select * from evaluations qualify step is not distinct from max(step) over (partition by score_run_id);
+
+-- One row per question: a task without choices is answered right where the model would have written the right text.
+create or replace view answers as
+    select q.score_run_id, q.task, q.step, q.question, count(*) as num_choices,
+           case when count(*) = 1 then bool_or(q.is_greedy) else first(q.is_right order by q.log_likelihood desc, q.choice) end as is_right,
+           max(q.log_likelihood) filter (where q.is_right) as log_likelihood, max(q.num_bytes) filter (where q.is_right) as num_bytes,
+           q.step = m.last_step as is_final
+    from questions q join (select score_run_id, max(step) as last_step from questions group by score_run_id) m using (score_run_id)
+    group by q.score_run_id, q.task, q.step, q.question, m.last_step;
+
 create or replace view rounds as
     select r.run, r.round, r.method, r.seed, r.recipe, r.corpus, r.num_sequences, n.num_selected, n.threshold,
            n.num_tokens as num_selected_tokens, e.loss as validation_loss, e.perplexity, r.finished_at as scored_at, r.score_run_id
     from score_runs r left join selection_counts n using (score_run_id)
     left join (select score_run_id, max(value) filter (where metric = 'loss') as loss,
                       max(value) filter (where metric = 'perplexity') as perplexity
-               from evaluations where task = 'validation' group by score_run_id) e using (score_run_id)
+               from final_evaluations where task = 'validation' group by score_run_id) e using (score_run_id)
     where r.kind = 'round';
 
 create or replace view score_fidelity as

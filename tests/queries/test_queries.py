@@ -17,6 +17,7 @@ import pytest
 from bliss_ops import queries, store
 from bliss_ops.lake import Lake
 from bliss_ops.sql import ask, run_named
+from tests.evaluation.answers import rows_of
 from tests.lakes import make_corpus, make_further_scores, make_run
 
 SHARD = 10_000_000
@@ -27,8 +28,11 @@ UP, DOWN, OUTSIDE = "demo-bliss-s0/round-01", "demo-random-s0/round-01", "scores
 def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """bliss: the row number, code 1,000 higher, so it keeps rows 18 to 29 of code. random: the rows the other way round."""
     lake = make_corpus(tmp_path_factory.mktemp("lake"))
-    make_run(lake, "random", score=lambda shard, rows: 29.0 - rows + 0 * shard, losses=(6.0, 4.5, 4.2))
-    make_run(lake, score=lambda shard, rows: rows + 1000.0 * shard, losses=(6.0, 4.5, 4.0))
+    first, second = [-1.0, -2.0], [-2.0, -1.0]  # which of two choices is likelier; the first is the right one
+    worse = rows_of("piqa", [first, second, second, first], [0] * 4, step=20)
+    better = rows_of("piqa", [first, first, second, [-9.0, -1.5]], [0] * 4, step=20)
+    make_run(lake, "random", score=lambda shard, rows: 29.0 - rows + 0 * shard, losses=(6.0, 4.5, 4.2), answers=worse)
+    make_run(lake, score=lambda shard, rows: rows + 1000.0 * shard, losses=(6.0, 4.5, 4.0), answers=better)
     make_further_scores(lake, "outside", lambda shard, rows: np.where(rows == 5, 100.0, rows.astype(float)), shards=[0])
     store.sync_lake(lake)
     return lake
@@ -112,6 +116,28 @@ def test_lengths(lake: Lake) -> None:
     (only,) = rows(lake, "lengths")
     assert (only["lowest_tokens"], only["highest_tokens"], only["num_documents"]) == (16, 31, 40)
     assert only["mean"] == pytest.approx(514.5)
+
+
+def test_task_results(lake: Lake) -> None:
+    up, down = rows(lake, "task-results", task="piqa")
+    assert (up["run"], up["value"], up["step"], up["num_tokens"], up["num_examples"]) == ("demo-bliss-s0", 0.5, 20, 1280, 4)
+    assert (down["run"], down["value"], down["standard_error"]) == ("demo-random-s0", 0.5, pytest.approx((1 / 12) ** 0.5))
+    bits = rows(lake, "task-results", metric="bits_per_byte", task="average")
+    assert {row["run"]: row["value"] for row in bits} == pytest.approx(
+        {"demo-bliss-s0": (1 + 1 + 2 + 9) / 16 / np.log(2), "demo-random-s0": (1 + 2 + 2 + 1) / 16 / np.log(2)}
+    )
+    assert len(rows(lake, "task-results")) == 4
+
+
+def test_question_changes(lake: Lake) -> None:
+    changed = rows(lake, "question-changes")
+    assert [(row["question"], row["is_right_a"], row["is_right_b"], row["difference"]) for row in changed] == [
+        (3, False, True, -8.0),
+        (1, True, False, 1.0),
+    ]
+    assert rows(lake, "question-changes", a=DOWN, b=DOWN) == []
+    assert rows(lake, "question-changes", task="sciq") == []
+    assert len(rows(lake, "question-changes", limit=1)) == 1
 
 
 def test_overlap(lake: Lake) -> None:
