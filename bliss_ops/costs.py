@@ -73,7 +73,12 @@ def round_work(config: RunConfig, sizes: Sizes, round_number: int) -> dict[str, 
     settings, length = config.pretraining, config.ingest.sequence_length
     proxy, target = (_per_token(model, config, sizes.vocab_size) for model in (config.proxy, config.target))
     has_proxy = selectors.uses_proxy(config.method)
-    flops = selectors.load(config.method).flops(config, vocab_size=sizes.vocab_size, num_sequences=sizes.num_candidates)
+    flops = selectors.load(config.method).flops(
+        config,
+        vocab_size=sizes.vocab_size,
+        num_sequences=sizes.num_candidates,
+        validation_row_tokens=sizes.num_guide_tokens / sizes.num_guide_rows if sizes.num_guide_rows else None,
+    )
     num_read = _num_sequences_fitted(config)
     work: dict[str, StageWork] = {}
     if round_number == 1:

@@ -255,10 +255,10 @@ def _make_fenced(
             check_begun(directory, fingerprint)
             raise
         except _MadeMeanwhile:
-            record = find_shard(directory, shard)
-            assert record is not None
+            theirs = find_shard(directory, shard)
+            assert theirs is not None
             log.info("shard %d of %s was made by another worker meanwhile: this one's is thrown away", shard, directory)
-            return record
+            return theirs
 
     return work
 

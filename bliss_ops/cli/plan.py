@@ -57,7 +57,7 @@ def plan_recipe(arguments: argparse.Namespace) -> int:
         _show(arguments.format, _values(plans[0]) | {"rate": speeds.described}, [_stages(plans[0])], _notes(plans[0], speeds))
     else:
         shown = {"plans": [_values(plan) for plan in plans], "rate": speeds.described}
-        _show(arguments.format, shown, [_side_by_side(plans)], _notes(plans[0], speeds))
+        _show(arguments.format, shown, [_side_by_side(plans)], _notes(plans[0], speeds)[:2] + _assumed(plans[0]))
     return 0
 
 
@@ -171,7 +171,11 @@ def _notes(plan: "Plan", speeds: "Speeds") -> list[str]:
     unknown = [stage.stage for stage in plan.stages if stage.device_seconds is None]
     if unknown:
         lines.append(f"no rate is known for {', '.join(unknown)}: not in the device time")
-    return lines + [f"assumed: {text}" for text in plan.assumptions]
+    return lines + _assumed(plan)
+
+
+def _assumed(plan: "Plan") -> list[str]:
+    return [f"assumed: {text}" for text in plan.assumptions]
 
 
 def _rounds(plan: "Plan") -> str:

@@ -64,7 +64,9 @@ class Selector(Protocol):
 
     def load_scorer(self, directory: UPath) -> "Scorer": ...
 
-    def flops(self, config: RunConfig, *, vocab_size: int, num_sequences: int) -> SelectorFlops: ...
+    def flops(self, config: RunConfig, *, vocab_size: int, num_sequences: int, validation_row_tokens: float | None = None) -> SelectorFlops:
+        """`validation_row_tokens` is the mean number of tokens of a validation row, T unless given."""
+        ...
 
 
 def known_methods() -> list[str]:

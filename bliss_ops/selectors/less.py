@@ -122,7 +122,13 @@ def load_scorer(directory: UPath) -> "Scorer":
     return GradientScorer(similarities, [rate / sum(rates) for rate in rates], device)
 
 
-def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int) -> "SelectorFlops":
+def flops(
+    config: "RunConfig",
+    *,
+    vocab_size: int,
+    num_sequences: int,
+    validation_row_tokens: float | None = None,  # noqa: ARG001 - of the contract; no validation row is counted
+) -> "SelectorFlops":
     """Warm-up steps, and for every sequence and checkpoint a forward and a backward pass and the projection of P numbers.
 
     Counted for the target, unless its warm-up has no steps: then for the proxy, which stands in for it in round 1. Left out are the

@@ -61,7 +61,13 @@ def load_scorer(directory: UPath) -> "Scorer":
     return ModelScorer(model, device, minus_loss)
 
 
-def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int) -> "SelectorFlops":
+def flops(
+    config: "RunConfig",
+    *,
+    vocab_size: int,
+    num_sequences: int,
+    validation_row_tokens: float | None = None,  # noqa: ARG001 - of the contract; no validation row is counted
+) -> "SelectorFlops":
     """A forward pass of the proxy for every sequence; its warm-up is counted apart."""
     from bliss_ops.models.flops import model_flops
     from bliss_ops.selectors import SelectorFlops

@@ -35,7 +35,13 @@ def load_scorer(directory: UPath) -> "Scorer":
     return score
 
 
-def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int) -> "SelectorFlops":  # noqa: ARG001 - the contract's names
+def flops(  # the contract's names
+    config: "RunConfig",  # noqa: ARG001
+    *,
+    vocab_size: int,  # noqa: ARG001
+    num_sequences: int,  # noqa: ARG001
+    validation_row_tokens: float | None = None,  # noqa: ARG001
+) -> "SelectorFlops":
     """None: no model is run."""
     from bliss_ops.selectors import SelectorFlops
 
