@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bliss_ops.lake import Lake
 
 POKE_SECONDS = 15.0
+MOST_POKE_SECONDS = 300.0  # each look is a process of its own: twenty runs that look every 15 s would keep a CPU busy
+MOST_SECONDS = 30 * 24 * 3600.0
 FAILED, SUCCEEDED = "failed", "success"
 
 
@@ -73,7 +75,7 @@ class CorpusSensor(BaseSensorOperator):
     template_fields = ("corpus",)
 
     def __init__(self, *, corpus: str, **kwargs: Any) -> None:
-        super().__init__(mode="reschedule", poke_interval=POKE_SECONDS, timeout=30 * 24 * 3600, **kwargs)
+        super().__init__(mode="reschedule", poke_interval=POKE_SECONDS, timeout=MOST_SECONDS, **kwargs)
         self.corpus = corpus
 
     def poke(self, context: "Context") -> bool | PokeReturnValue:
@@ -133,7 +135,8 @@ class LaterRoundsSensor(BaseSensorOperator):
     template_fields = ("subject", "title", "num_rounds")
 
     def __init__(self, *, subject: str, title: str, num_rounds: Any, **kwargs: Any) -> None:
-        super().__init__(mode="reschedule", poke_interval=POKE_SECONDS, timeout=30 * 24 * 3600, **kwargs)
+        waits = {"poke_interval": POKE_SECONDS, "exponential_backoff": True, "max_wait": MOST_POKE_SECONDS}
+        super().__init__(mode="reschedule", timeout=MOST_SECONDS, **waits, **kwargs)
         self.subject, self.title, self.num_rounds = subject, title, num_rounds
 
     def poke(self, context: "Context") -> bool:

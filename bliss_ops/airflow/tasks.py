@@ -74,11 +74,7 @@ def comparison_tasks() -> list[Any]:
     configure = ConfigureComparisonOperator(task_id="configure")
     corpus = CorpusSensor(task_id="corpus", corpus=_from_configure("corpus"), trigger_rule="none_failed")
     warm_up = BlissStageOperator.partial(
-        task_id=WARM_UP.name,
-        subcommand=WARM_UP.command,
-        doc_md=WARM_UP.function.__doc__,
-        trains=True,
-        pool=TRAINING_POOL,
+        **_stage_arguments(WARM_UP),
         map_index_template=TITLE,
     ).expand_kwargs(corpus.output)
     return [

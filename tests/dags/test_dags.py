@@ -19,8 +19,8 @@ DESCRIBE = """
 import json, runpy, sys, time
 import airflow.sdk, airflow.sdk.exceptions, airflow.providers.standard.operators.trigger_dagrun, airflow.triggers.base
 from airflow.sdk import DAG
-names = "BaseOperator BaseHook Param Asset AssetWatcher PartitionedAssetTimetable PartitionedAtRuntime Variable chain timezone"
-for name in names.split():
+names = "BaseOperator BaseSensorOperator BaseHook Param Asset AssetWatcher PartitionedAssetTimetable PartitionedAtRuntime PokeReturnValue"
+for name in (names + " Variable chain task_group timezone").split():
     getattr(airflow.sdk, name)  # lazy: the import of airflow itself is not what is measured
 from airflow.sdk.definitions._internal.contextmanager import DagContext
 DagContext.current_autoregister_module_name = "__main__"
@@ -34,7 +34,10 @@ print(json.dumps({
     "seconds": seconds, "modules": sorted(m for m in sys.modules if "." not in m), "dag_id": dag.dag_id, "doc": dag.doc_md,
     "tags": sorted(dag.tags), "catchup": dag.catchup, "max_active_runs": dag.max_active_runs,
     "tasks": [{"id": t.task_id, "owner": t.owner, "retries": t.retries, "backoff": t.retry_exponential_backoff, "pool": t.pool,
-               "downstream": sorted(t.downstream_task_ids), "mapped": t.is_mapped} for t in sorted(dag.tasks, key=order)],
+               "downstream": sorted(t.downstream_task_ids), "mapped": t.is_mapped or t.get_closest_mapped_task_group() is not None,
+               "title": getattr(t, "map_index_template", None), "rule": str(getattr(t.trigger_rule, "value", t.trigger_rule)),
+               "reschedules": getattr(t, "reschedule", None), "weight": str(getattr(t.weight_rule, "value", t.weight_rule))}
+              for t in sorted(dag.tasks, key=order)],
     "params": {k: dag.params.get_param(k).schema | {"value": dag.params.get_param(k).value} for k in dag.params},
 }))
 """
@@ -101,12 +104,57 @@ def test_the_order_of_tasks_is_the_pipelines(dags: dict[str, dict]) -> None:
     assert ingest == ["configure", *(stage.name for stage in pipeline.CORPUS_STAGES)]
     one_round = [task["id"] for task in dags["bliss_round"]["tasks"]]
     assert one_round == ["configure", *(stage.name for stage in pipeline.ROUND_STAGES), "next_round"]
+    comparison = [task["id"] for task in dags["bliss_compare"]["tasks"]]
+    of_a_run = [f"run.{name}" for name in (*(stage.name for stage in pipeline.ROUND_STAGES[1:]), "next_rounds", "later_rounds")]
+    assert comparison == ["configure", "ingest", "corpus", "warm_up", *of_a_run, "report", "missing"]
 
 
 def test_only_the_writers_of_the_score_store_take_its_pool(dags: dict[str, dict]) -> None:
-    pools = {task["id"]: task["pool"] for dag in dags.values() for task in dag["tasks"]}
-    assert {name for name, pool in pools.items() if pool == "score_store"} == {"load", "report"}
-    assert {name for name, pool in pools.items() if pool == "gpu"} == {"score", "rescore"}
+    pools = {(dag["dag_id"], task["id"]): task["pool"] for dag in dags.values() for task in dag["tasks"]}
+    writers = {("bliss_round", "load"), ("bliss_round", "report"), ("bliss_rescore", "load")}
+    assert {task for task, pool in pools.items() if pool == "score_store"} == writers | {
+        ("bliss_compare", "run.load"),
+        ("bliss_compare", "run.report"),
+    }
+    assert {task.removeprefix("run.") for (_, task), pool in pools.items() if pool == "gpu"} == {"score", "rescore"}
+
+
+def test_what_trains_waits_in_its_pool(dags: dict[str, dict]) -> None:
+    from bliss_ops import pipeline
+
+    trains = {stage.name for stage in pipeline.ROUND_STAGES if stage.trains}
+    assert {"warm_up", "fit", "pretrain"} <= trains
+    for dag_id in ("bliss_round", "bliss_compare"):
+        assert {task["id"].removeprefix("run.") for task in dags[dag_id]["tasks"] if task["pool"] == "training"} == trains
+
+
+def test_nothing_waits_in_a_slot(dags: dict[str, dict]) -> None:
+    """Sensors are rescheduled between two looks."""
+    sensors = {task["id"]: task["reschedules"] for dag in dags.values() for task in dag["tasks"] if task["reschedules"] is not None}
+    assert sensors == {"corpus": True, "run.later_rounds": True}
+
+
+def test_a_comparison_goes_on_where_a_run_fails_and_depth_first(dags: dict[str, dict]) -> None:
+    tasks = {task["id"]: task for task in dags["bliss_compare"]["tasks"]}
+    of_runs = [task for name, task in tasks.items() if name.startswith("run.")]
+    assert all(task["mapped"] and task["title"] == "{{ task.title }}" and task["weight"] == "upstream" for task in of_runs)
+    assert {name for name, task in tasks.items() if task["rule"] == "all_done"} == {"run.fit", "report"}, (
+        "one seed's warm-up may fail, one run"
+    )
+    assert tasks["missing"]["rule"] == "all_success", "red where the report could not be written"
+
+
+def test_the_form_of_a_comparison(dags: dict[str, dict]) -> None:
+    from bliss_ops.selectors import known_methods
+
+    params = dags["bliss_compare"]["params"]
+    assert params["methods"]["items"]["enum"] == params["baseline"]["enum"] == known_methods()
+    assert (params["methods"]["type"], params["methods"]["uniqueItems"], params["methods"]["minItems"]) == ("array", True, 2)
+    assert params["seeds"]["items"] == {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    assert (params["seeds"]["value"], params["baseline"]["value"]) == ([0, 1, 2], "random")
+    settings = {name for name in dags["bliss_round"]["params"] if "." in name or name == "num_rounds"}
+    assert settings <= set(params)
+    assert not {"method", "seed", "round"} & set(params)
 
 
 def test_heavy_shard_stages_are_mapped_over_groups(dags: dict[str, dict]) -> None:

@@ -66,7 +66,7 @@ def test_variants_are_methods_of_the_form_and_change_its_recipe() -> None:
     assert forms.recipe(FILLED | {"method": "bliss-released", "bilevel.score_head": "linear"}).bilevel.score_head == "linear"
 
 
-def test_the_number_of_workers_reaches_the_run_and_the_task_that_starts_them() -> None:
+def test_the_number_of_workers_reaches_the_run_and_the_tasks_that_start_them() -> None:
     from bliss_ops import cli
     from bliss_ops.airflow import tasks
     from bliss_ops.cli import arguments as cli_arguments
@@ -75,7 +75,43 @@ def test_the_number_of_workers_reaches_the_run_and_the_task_that_starts_them() -
     arguments = forms.configure_arguments("configure", FILLED | {"compute.num_workers": 4})
     assert cli_arguments.overrides(cli.build_parser().parse_args(arguments)) == {"compute.num_workers": 4}
     operators = {stage.name: tasks._stage_task(stage, tasks.configure_task("configure")) for stage in ROUND_STAGES if not stage.sharded}
-    assert {name for name, operator in operators.items() if "num_workers" in operator.num_workers} == {"fit"}
+    assert {name for name, operator in operators.items() if "num_workers" in operator.num_workers} == {"warm_up", "fit", "pretrain"}
+
+
+COMPARISON = {"recipe": "smoke", "methods": ["random", "bliss-paper"], "seeds": [0, 7], "name": None, "baseline": "random"}
+
+
+def test_a_comparisons_form_reaches_the_command_line() -> None:
+    from bliss_ops import cli
+    from bliss_ops.cli import arguments as cli_arguments
+
+    params = {key: param.value for key, param in forms.comparison_params().items()}
+    expected = ["configure-comparison", "demo", "--methods=random,dsir,bliss", "--seeds=0,1,2", "--baseline=random"]
+    assert forms.comparison_arguments(params) == expected
+    arguments = forms.comparison_arguments(COMPARISON | {"name": "--lake=/x", "bilevel.num_steps": 3})
+    parsed = cli.build_parser().parse_args(arguments)
+    assert (parsed.methods, parsed.seeds, parsed.comparison_name, parsed.lake) == ("random,bliss-paper", "0,7", "--lake=/x", None)
+    assert cli_arguments.overrides(parsed) == {"bilevel.num_steps": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("methods", ["random", "dsir"], ["random"]),
+        ("methods", ["random", "bliss-released"], ["random", "nonsense"]),
+        ("methods", ["random", "dsir"], ["dsir", "dsir"]),
+        ("seeds", [0], []),
+        ("seeds", [0, 1], [0, 0]),
+        ("seeds", [5], ["five"]),
+        ("seeds", [5], [-1]),
+        ("baseline", "dsir", "nonsense"),
+    ],
+)
+def test_the_choice_of_a_comparison_is_checked_by_the_form(key: str, good: object, bad: object) -> None:
+    param = forms.comparison_params()[key]
+    assert param.resolve(good) == good
+    with pytest.raises(ValueError, match="Failed validating"):
+        param.resolve(bad)
 
 
 @pytest.mark.parametrize("hostile", ["; rm -rf /", "$(reboot)", "a b\nc", "--lake=/elsewhere", "'\"`", "123", "null"])
