@@ -12,7 +12,7 @@ from upath import UPath
 
 from bliss_ops.lake import Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report import biases, changes, charts, fidelity, navigation, page, spending
+from bliss_ops.report import biases, changes, charts, fidelity, navigation, page, spending, tasks
 from bliss_ops.report.curves import Compared, equal_steps, read_rows, read_run
 from bliss_ops.report.documents import DocumentFacts
 from bliss_ops.report.facts import Facts, Source
@@ -66,7 +66,7 @@ def _page(run: Run, round_number: int, *, last_round: int) -> tuple[str, dict[st
         overlap = changes.overlap_chart(facts.con, [run, *(other.run for other in others)], round_number)
         faithful, bias = fidelity.read(run, round_number, facts), biases.measure(facts, distribution)
     cautions = bias.warnings(config.method, faithful.summary)
-    spent = spending.read(run, round_number)
+    spent, asked = spending.read(run, round_number), tasks.read(run, round_number)
     outer = read_rows(run.round(round_number) / "selector" / "metrics.jsonl")
     summary = _summary(run, round_number, ours, others, counts) | {
         "score_mean": distribution.mean,
@@ -80,6 +80,7 @@ def _page(run: Run, round_number: int, *, last_round: int) -> tuple[str, dict[st
         "seconds": spent.seconds,
         "selection_flops": spent.selection_flops,
         "selection_seconds": spent.selection_seconds,
+        "tasks": asked.summary,
         **bias.summary,
     }
     limits = charts.padded([value for source in sources for value in (*source.quantiles, source.mean)], 0.03)
@@ -115,6 +116,7 @@ def _page(run: Run, round_number: int, *, last_round: int) -> tuple[str, dict[st
         overlap=overlap,
         settings=page.settings(config),
         spent=spent,
+        tasks=asked,
         links=navigation.links(round_number, last_round),
         provenance=_provenance(run, round_number),
     )
