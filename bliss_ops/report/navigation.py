@@ -68,5 +68,5 @@ def link_again(path: UPath, round_number: int, last_round: int) -> bool:
     _, end, after = rest.partition(END)
     if not (begin and end):
         return False
-    write_bytes(path, (before + links(round_number, last_round) + after).encode())
+    write_bytes(path, (before + str(links(round_number, last_round)) + after).encode())
     return True

@@ -19,7 +19,7 @@ from tests.lakes import make_corpus, make_run
 def written(run: Run, round_number: int = 1) -> tuple[str, dict[str, Any]]:
     """The page and the summary, after the files have been written."""
     files, summary = report.write(run, round_number, run.report)
-    assert sorted(files) == ["index.html", "summary.json"]
+    assert files == [*(f"round-{number:02d}.html" for number in range(1, round_number + 1)), "index.html", "summary.json"]
     assert json.loads((run.report / "summary.json").read_text()) == summary
     return (run.report / "index.html").read_text(encoding="utf-8"), summary
 
