@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 from upath import UPath
 
-from bliss_ops import pipeline
+from bliss_ops import pipeline, rounds
 from bliss_ops.config import Name, RunConfig, Settings, parse
 from bliss_ops.configure import config_differences, configure_corpus, configure_run, run_config
 from bliss_ops.lake import Lake, Run, write_json
@@ -104,6 +104,8 @@ def configure(
     }
     shared = load_recipe(recipe, dict(overrides or {}))
     _check_unchanged(lake, list(configs.values()), shared.ingest.corpus)
+    for config in configs.values():
+        rounds.check(config, lake.run(config.name))
     warmups = _assign_warmups(lake, list(configs.values()))
 
     corpus = configure_corpus(lake, shared)
@@ -136,6 +138,7 @@ def run(lake: Lake, comparison: Comparison, work: pipeline.Work = pipeline.EVERY
     A run that fails is logged and the others go on; what is missing is said on the page.
     """
     pipeline.ingest(lake, comparison.corpus, work)
+    check_data(lake, comparison)
     for member in unfinished(lake, comparison):
         try:
             for round_number in range(1, comparison.num_rounds + 1):
@@ -143,6 +146,16 @@ def run(lake: Lake, comparison: Comparison, work: pipeline.Work = pipeline.EVERY
         except FAILURES as error:
             log.error("%s failed, the others go on: %s: %s", member.run, type(error).__name__, error)  # noqa: TRY400 - a person's lines
     return report(lake, comparison)
+
+
+def check_data(lake: Lake, comparison: Comparison) -> None:
+    """Return when the corpus has data for every run, which is only known once it is ingested.
+
+    Raises:
+        ValueError: it has not; the message says for which run, how much there is and what to change.
+    """
+    for member in unfinished(lake, comparison):
+        rounds.check(lake.run(member.run).config, lake.run(member.run))
 
 
 def report(lake: Lake, comparison: Comparison) -> UPath:
@@ -210,6 +223,9 @@ def _check_choice(methods: Sequence[str], seeds: Sequence[int], baseline: str) -
 def _check_unchanged(lake: Lake, configs: Sequence[RunConfig], corpus: str) -> None:
     """Raise ValueError with every difference from configs that are there already."""
     found = {config.name: config_differences(lake.run(config.name).path / "config.json", config) for config in configs}
+    for config in configs:  # another number of rounds extends a run, or leaves one that was extended before (rounds.py)
+        if config.window_shards is not None and all(line.startswith("num_rounds:") for line in found[config.name]):
+            found[config.name] = []
     found = {f"corpus {corpus}": config_differences(lake.corpus(corpus).path / "config.json", configs[0].ingest)} | found
     if changed := {name: lines for name, lines in found.items() if lines}:
         listing = "\n".join(f"  {name}:\n" + "\n".join(f"    {line}" for line in lines) for name, lines in changed.items())

@@ -70,7 +70,7 @@ class IngestOperator(TriggerDagRunOperator):
 
 
 class CorpusSensor(BaseSensorOperator):
-    """Waits for the corpus; returns the arguments of one warm-up per seed."""
+    """Waits for the corpus, checks that it has data for every run, and returns the arguments of one warm-up per seed."""
 
     template_fields = ("corpus",)
 
@@ -81,6 +81,7 @@ class CorpusSensor(BaseSensorOperator):
     def poke(self, context: "Context") -> bool | PokeReturnValue:
         ti = context["ti"]
         if _is_ingested(self.corpus):
+            _check_data(context)
             return PokeReturnValue(is_done=True, xcom_value=ti.xcom_pull(task_ids="configure", key="warmups"))
         run_id = ingest_run_id(self.corpus, ti.run_id)
         if ti.get_dr_count("bliss_ingest", run_ids=[run_id], states=[FAILED]):
@@ -135,7 +136,7 @@ class LaterRoundsSensor(BaseSensorOperator):
     template_fields = ("subject", "title", "num_rounds")
 
     def __init__(self, *, subject: str, title: str, num_rounds: Any, **kwargs: Any) -> None:
-        waits = {"poke_interval": POKE_SECONDS, "exponential_backoff": True, "max_wait": MOST_POKE_SECONDS}
+        waits: dict[str, Any] = {"poke_interval": POKE_SECONDS, "exponential_backoff": True, "max_wait": MOST_POKE_SECONDS}
         super().__init__(mode="reschedule", timeout=MOST_SECONDS, **waits, **kwargs)
         self.subject, self.title, self.num_rounds = subject, title, num_rounds
 
@@ -186,6 +187,15 @@ def _is_ingested(corpus: str) -> bool:
     from bliss_ops.landing import is_ingested
 
     return is_ingested(_lake().corpus(corpus))
+
+
+def _check_data(context: "Context") -> None:
+    from bliss_ops import comparisons
+
+    try:
+        comparisons.check_data(_lake(), _comparison(context))
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None
 
 
 def _comparison(context: "Context") -> "Comparison":

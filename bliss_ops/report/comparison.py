@@ -130,7 +130,7 @@ def speed_ups_of(members: Sequence[Member], baseline: str) -> tuple[str, list[Sp
         if other is None or method == baseline:
             continue
         runs = (member.run, other.run) if member.cost and other.cost else None
-        one = speed_up(method, key[1], getattr(member.curve, kind), getattr(other.curve, kind), runs)
+        one = speed_up(method, key[1], getattr(member.curve, kind), getattr(other.curve, kind), runs, are_decayed=kind == "decayed")
         found += [one] if one else []
     return kind, found
 

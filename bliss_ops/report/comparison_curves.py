@@ -6,6 +6,7 @@ run has decay branches at several points, only decayed models. Between two point
 counts. Tokens are all that the target was trained on, its warm-up included.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -100,7 +101,13 @@ def crossing(points: Sequence[Point], target: float) -> Crossing:
 
 
 def speed_up(
-    method: str, seed: int, points: Sequence[Point], baseline: Sequence[Point], runs: tuple[Run, Run] | None = None
+    method: str,
+    seed: int,
+    points: Sequence[Point],
+    baseline: Sequence[Point],
+    runs: tuple[Run, Run] | None = None,
+    *,
+    are_decayed: bool = False,
 ) -> SpeedUp | None:
     """One run against the baseline's, from their comparable points; None where one of them has none.
 
@@ -110,6 +117,7 @@ def speed_up(
         points: the run's.
         baseline: the baseline's.
         runs: the run and the baseline's, where FLOPs are to be counted.
+        are_decayed: whether the points are models after a decay branch.
     """
     if not points or not baseline:
         return None
@@ -118,15 +126,23 @@ def speed_up(
     if runs is None or found.num_tokens is None:
         return SpeedUp(method, seed, target, baseline_tokens, found)
     run, other = runs
-    return SpeedUp(method, seed, target, baseline_tokens, found, flops_until(other, baseline_tokens), flops_until(run, found.num_tokens))
+    return SpeedUp(
+        method,
+        seed,
+        target,
+        baseline_tokens,
+        found,
+        flops_until(other, baseline_tokens, are_decayed),
+        flops_until(run, found.num_tokens, are_decayed),
+    )
 
 
-def flops_until(run: Run, num_tokens: float) -> float | None:
+def flops_until(run: Run, num_tokens: float, is_decayed: bool = False) -> float | None:
     """Training on so many tokens, and choosing them: the selection of every round that was begun by then; None where it is not known."""
-    config = run.config
-    per_round = config.pretraining.num_steps * config.pretraining.batch_sequences * config.ingest.sequence_length
-    warm_up = config.target.warmup_steps * config.pretraining.batch_sequences * config.ingest.sequence_length
-    rounds = max(1, -int(-(num_tokens - warm_up) // per_round))
+    config, settings = run.config, run.config.pretraining
+    steps = num_tokens / (settings.batch_sequences * config.ingest.sequence_length) - config.target.warmup_steps
+    steps -= settings.decay_steps if is_decayed else 0  # the branch itself belongs to the round it leaves from
+    rounds = max(1, math.ceil(steps / settings.num_steps - 1e-9))
     tokenizer = find_manifest(run.corpus.tokenizer)
     if tokenizer is None:
         return None

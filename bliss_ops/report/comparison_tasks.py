@@ -34,13 +34,14 @@ class TaskResult:
 
 
 def task_rows(run: Run, round_number: int) -> list[Row]:
-    """Task rows of every model of the rounds up to this one, by tokens, with the average over tasks."""
+    """Task rows of every model of the rounds up to this one, by tokens; the average over tasks only where there are several."""
     found: list[Row] = []
     for number in range(1, round_number + 1):
         directory = run.round(number) / "evaluation"
         if find_manifest(directory):
             found += [row for row in evaluation_rows(directory) if row.metric in METRICS and not row.task.startswith("validation")]
-    return found + _averages(found)
+    several = len({row.task for row in found} - {AVERAGE}) > 1
+    return [row for row in found if several or row.task != AVERAGE]
 
 
 def pair(run: Run, baseline: Run, round_number: int) -> list[PairedDifference]:
@@ -101,23 +102,3 @@ def last_model(rows: Sequence[Row]) -> list[Row]:
     """The rows of the model that was trained on most tokens."""
     last = max((row.num_tokens or 0 for row in rows), default=0)
     return [row for row in rows if (row.num_tokens or 0) == last]
-
-
-def _averages(rows: Sequence[Row]) -> list[Row]:
-    """Means over tasks of each model and measure, where there is more than one task."""
-    models: dict[tuple[str, int | None, int | None], list[Row]] = {}
-    for row in rows:
-        models.setdefault((row.metric, row.step, row.num_tokens), []).append(row)
-    return [
-        Row(
-            AVERAGE,
-            metric,
-            sum(row.value for row in of_model) / len(of_model),
-            None,
-            sum(row.num_examples for row in of_model),
-            step,
-            tokens,
-        )
-        for (metric, step, tokens), of_model in models.items()
-        if len(of_model) > 1
-    ]

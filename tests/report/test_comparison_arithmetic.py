@@ -10,7 +10,7 @@ from bliss_ops.report.comparison_overlap import by_chance, by_method, jaccard
 from bliss_ops.report.comparison_rows import Row
 from bliss_ops.report.comparison_summary import caveats, method_rows, ratio
 from bliss_ops.report.comparison_table import flops, memory, seconds
-from bliss_ops.report.comparison_tasks import _averages, task_results
+from bliss_ops.report.comparison_tasks import task_results
 
 CURVE = [(100.0, 6.0), (200.0, 5.0), (300.0, 4.6), (400.0, 4.8)]
 
@@ -137,12 +137,6 @@ class TestTasks:
         assert dsir.difference is not None
         assert (dsir.difference.value, dsir.difference.standard_error) == (pytest.approx(0.03), pytest.approx(0.01))
         assert (dsir.question_error, dsir.verdict) == (pytest.approx(0.02), "not distinguishable from random")
-
-    def test_the_average_is_over_tasks_of_one_model(self) -> None:
-        rows = [self.row("sciq", 0.5), self.row("piqa", 0.7), self.row("sciq", 0.4, 5)]
-        assert [(row.task, row.value, row.num_examples, row.num_tokens) for row in _averages(rows)] == [
-            ("average", pytest.approx(0.6), 200, 10)
-        ]
 
 
 class TestOverlap:
