@@ -6,11 +6,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
+from urllib.parse import parse_qs
 
 import pytest
 
 from bliss_ops.stack import follow as follow_module
-from bliss_ops.stack.airflow_api import AirflowApi, AirflowError
+from bliss_ops.stack.airflow_api import AirflowApi, AirflowError, TaskInstance
 from bliss_ops.stack.follow import follow
 
 FAILURE = {"event": "Task failed", "error_detail": [{"exc_type": "StageFailed", "exc_value": "`bliss score` failed:\n  no such run"}]}
@@ -49,8 +50,11 @@ class Airflow(BaseHTTPRequestHandler):
         script = self.runs[run_id]
         state, tasks = script[min(self.asked.get(run_id, 0), len(script) - 1)]
         if rest.startswith("taskInstances?"):
-            self.asked[run_id] = self.asked.get(run_id, 0) + 1
-            return self.answer(200, {"task_instances": tasks})
+            query = parse_qs(rest.partition("?")[2])
+            offset, limit = int(query["offset"][0]), min(int(query["limit"][0]), 100)  # as Airflow's maximum_page_limit
+            if offset + limit > len(tasks):  # the last page
+                self.asked[run_id] = self.asked.get(run_id, 0) + 1
+            return self.answer(200, {"task_instances": tasks[offset : offset + limit]})
         if "/logs/" in rest:
             return self.answer(200, {"content": [{"event": "::group::Pre"}, *({"event": f"line {i}"} for i in range(40)), FAILURE]})
         return self.answer(200, {"state": state})
@@ -127,3 +131,20 @@ def test_a_taken_run_id_gets_a_number(api: AirflowApi) -> None:
 def test_a_refused_form_names_the_field(api: AirflowApi) -> None:
     with pytest.raises(AirflowError, match=r"HTTP 400: bilevel\.num_steps"):
         api.trigger("bliss_round", "demo-round-01", {"bad": True})
+
+
+def test_more_tasks_than_a_page_are_all_seen(api: AirflowApi) -> None:
+    """A comparison of many runs: Airflow gives a hundred tasks at a time, whatever is asked for."""
+    Airflow.runs = {"compare-a": [("success", [task("run.fit", "success", map_index=i) for i in range(250)])]}
+    assert [found.map_index for found in api.task_instances("bliss_compare", "compare-a")] == list(range(250))
+    Airflow.runs = {"compare-a": [("success", [task("run.fit", "success", map_index=i) for i in range(200)])]}
+    assert len(api.task_instances("bliss_compare", "compare-a")) == 200
+
+
+def test_of_very_many_tasks_the_table_shows_those_that_run_or_have_failed() -> None:
+    states = ["success"] * 40 + ["running", "failed", "scheduled", "queued"]
+    tasks = [TaskInstance(f"t{i}", -1, f"t{i}", state, 1, 1.0, "2026-01-01T00:00:00+00:00") for i, state in enumerate(states)]
+    shown = follow_module._shown(follow_module.DagRun("bliss_compare", "compare-a", "running", tasks))
+    assert [one.state for one in shown] == ["running", "failed", "queued"]
+    assert follow_module._shown(follow_module.DagRun("bliss_compare", "compare-a", "running", tasks[:20])) == tasks[:20]
+    assert follow_module._shown(follow_module.DagRun("bliss_compare", "compare-a", "success", tasks)) == []
