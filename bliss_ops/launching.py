@@ -8,11 +8,14 @@ launcher (bliss_ops/ray/training.py).
 import os
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 Job = Callable[[], None]
 Launcher = Callable[[Job, int], None]
 
+# How long workers wait for each other: the first one may be writing tens of GB to an object store. A lost one is not found out by this.
+PATIENCE = timedelta(hours=2)
 MESSAGE = "error.txt"  # what a worker's ValueError said, so that it comes out as that ValueError
 
 
@@ -57,7 +60,9 @@ def _work(rank: int, job: Job, num_workers: int, meeting: str) -> None:
         torch.cuda.set_device(rank % num_gpus)
     # NCCL wants a GPU for each worker; gloo takes CPU tensors, where compute.device says so, and GPUs that are shared.
     backend = "cpu:gloo,cuda:nccl" if num_gpus >= num_workers else "gloo"
-    torch.distributed.init_process_group(backend, init_method=f"file://{meeting}/store", rank=rank, world_size=num_workers)
+    torch.distributed.init_process_group(
+        backend, init_method=f"file://{meeting}/store", rank=rank, world_size=num_workers, timeout=PATIENCE
+    )
     try:
         job()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A training job over Ray Train: workers on any number of nodes, one GPU each where the cluster has GPUs, else one CPU.
+"""A training job (warm-up, bilevel training, pretraining) over Ray Train: workers on any number of nodes, one GPU or else one CPU each.
 
 The job keeps its own checkpoint in the lake, so Ray's checkpoints and reports are not used: when a worker or its node is lost, Ray Train
 ends the group, starts another with as many workers as there is room for, and the job goes on from its checkpoint. Results do not
@@ -17,7 +17,7 @@ import tempfile
 from functools import partial
 from typing import Any
 
-from bliss_ops.launching import Job
+from bliss_ops.launching import PATIENCE, Job
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _work(job: Job) -> None:
         job()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, store=_meeting_point(rank, count), rank=rank, world_size=count)
+    torch.distributed.init_process_group(backend, store=_meeting_point(rank, count), rank=rank, world_size=count, timeout=PATIENCE)
     job()  # an error leaves the group as it is: the others wait, and are ended by Ray Train
     torch.distributed.destroy_process_group()
 

@@ -37,8 +37,11 @@ def warm_up(run: Run, launch: Launcher, directory: UPath) -> tuple[list[str], di
     roles: list[Role] = ["target", "proxy"] if selectors.uses_proxy(run.config.method) else ["target"]
     vocab_size, metrics = tokenizer.vocab_size(run.corpus), dict[str, Any]()
     for role in roles:
-        launch(partial(train, run, role, directory), run.config.compute.num_workers)
         model = _model(run, role)
+        if model.warmup_steps:
+            launch(partial(train, run, role, directory), run.config.compute.num_workers)
+        else:  # not worth starting workers for
+            _write_initial(run, role, vocab_size, directory)
         metrics[role] = {"parameters": language.num_parameters(model.definition, vocab_size=vocab_size), "num_steps": model.warmup_steps}
     return [FILES[role] for role in roles], metrics
 
@@ -74,6 +77,12 @@ def train(run: Run, role: Role, directory: UPath) -> None:
         **loop_settings(run, workers),
     )
     metrics.close()
+
+
+def _write_initial(run: Run, role: Role, vocab_size: int, directory: UPath) -> None:
+    """The seeded weights, built on the CPU: the process that starts the workers may have no GPU."""
+    config = run.config.model_copy(update={"compute": run.config.compute.model_copy(update={"device": "cpu"})})
+    language.write_tensors(directory / FILES[role], new_state(config, _model(run, role), vocab_size).tensors())
 
 
 def _model(run: Run, role: Role) -> TargetConfig | ProxyConfig:

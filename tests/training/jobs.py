@@ -171,3 +171,20 @@ def _doomed(job: Callable[[], None], after_step: int | None, branch: int | None,
     language.write_tensors = dying_write  # type: ignore[assignment]
     torch.set_num_threads(1)
     job()
+
+
+def train_and_die_once(directory: str, marker: str, *, sharding: str) -> None:
+    """`train` to step 6, of which the second worker is killed after step 5 the first time."""
+    line = StepMetrics.line
+
+    def dying_line(metrics: StepMetrics, step: int, **values: float) -> None:
+        line(metrics, step, **values)
+        if step == 5 and Workers.current().rank == 1 and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    StepMetrics.line = dying_line  # type: ignore[method-assign]
+    try:
+        train(directory, 6, sharding=sharding)
+    finally:
+        StepMetrics.line = line  # type: ignore[method-assign]

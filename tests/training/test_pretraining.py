@@ -1,6 +1,7 @@
 """The pretraining stage: what it leaves, decay branches, and kills at any moment, after which the same command ends as if undisturbed."""
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from bliss_ops.manifest import read_manifest
 from bliss_ops.models import language
 from tests.training import jobs
 
-BRANCHES = {"decay_at_steps": [2, 5]}
+BRANCHES: dict[str, Any] = {"decay_at_steps": [2, 5]}
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,20 @@ def test_a_former_state_that_is_cut_or_of_another_model_is_named(tmp_path: Path)
     (run.round(1) / "pretrain" / "begun.json").unlink()
     with pytest.raises(ValueError, match="has done 2 steps, but round 1 begins after 1"):
         pipeline.pretrain(run.lake.run(run.name), 1)
+
+
+def test_a_warm_up_of_no_steps_starts_no_workers(tmp_path: Path) -> None:
+    run = jobs.make_run(tmp_path)
+    config = json.loads((run.path / "config.json").read_text())
+    config["target"]["warmup_steps"] = 0
+    write_json(run.path / "config.json", config)
+    shutil.rmtree(run.path / "warmup")
+
+    def nobody(*_: object) -> None:
+        raise AssertionError
+
+    pipeline.warm_up(run.lake.run(run.name), pipeline.Work(launch=nobody))
+    expected = language.build(jobs.SHAPE, vocab_size=jobs.VOCAB, sequence_length=jobs.T, seed=0).state_dict()
+    found = language.read_tensors(run.path / "warmup" / "state.safetensors")
+    assert all(torch.equal(found[f"model.{name}"], value) for name, value in expected.items())
+    assert int(found["num_steps"]) == 0

@@ -50,7 +50,7 @@ def assert_equal_to_rounding(found: Path, expected: Path) -> None:
     ours, theirs = (language.read_tensors(UPath(path / "state.safetensors")) for path in (found, expected))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12)
     rows, others = ([json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (found, expected))
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in others], rel=2e-6)  # of six digits

@@ -66,8 +66,16 @@ def test_fifty_steps_equal_an_independent_plain_loop_step_by_step(tmp_path: Path
         return stable if step < 40 else linear_decay(step - 40, peak=3e-3, decay_steps=10)
 
     state, metrics = new_state(), StepMetrics(UPath(tmp_path / "metrics.jsonl"), "test", 50, 96)
-    settings = {"learning_rate": learning_rate, "micro_batch_sequences": 4, "max_gradient_norm": 0.3, "num_batches_ahead": 2}
-    train(state, batch_of, 50, metrics=metrics, **settings)
+    train(
+        state,
+        batch_of,
+        50,
+        learning_rate=learning_rate,
+        micro_batch_sequences=4,
+        max_gradient_norm=0.3,
+        metrics=metrics,
+        num_batches_ahead=2,
+    )
 
     model = language.build("tiny-neox-64", vocab_size=128, sequence_length=16, seed=0)
     decay = [p for p in model.parameters() if p.ndim >= 2]
@@ -133,7 +141,7 @@ def test_a_diverging_job_stops_says_where_and_keeps_its_checkpoint(tmp_path: Pat
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path: Path) -> None:
     state = new_state()
-    state.model.get_parameter("gpt_neox.final_layer_norm.weight").register_hook(lambda gradient: gradient * float("inf"))
+    state.model.get_parameter("gpt_neox.final_layer_norm.weight").register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[no-untyped-call]
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     with pytest.raises(ValueError, match=r"the gradient's norm is (nan|inf) \(loss 4\.\d+\) at step 1"):
         run(state, tmp_path, 3)
