@@ -12,6 +12,7 @@ from bliss_ops.lake import Lake
 from bliss_ops.recipes import VARIANTS, load_recipe
 
 SHIPPED = sorted(path.stem for path in VARIANTS.glob("*.toml"))
+RECIPES = sorted(path.stem for path in VARIANTS.parent.glob("*.toml"))
 
 
 def configured(root: Path, method: str, *settings: str) -> RunConfig:
@@ -87,7 +88,7 @@ def test_a_variant_that_cannot_be_used(
 
 
 @pytest.mark.parametrize("method", SHIPPED)
-@pytest.mark.parametrize("recipe", ["smoke", "demo", "small", "pythia-410m"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_shipped_variants_fit_every_recipe(method: str, recipe: str) -> None:
     difference = changed(load_recipe(recipe).model_dump(), load_recipe(recipe, method=method).model_dump())
     assert difference
