@@ -6,12 +6,14 @@ FLOPs utilisation, or FLOP/s), or those that finished stages of the lake were me
 for the others. Device hours are hours of one GPU, or of one training process where there is none.
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from bliss_ops import costs, rounds, selectors
-from bliss_ops.config import EMBEDDED, RunConfig
+from bliss_ops.config import EMBEDDED, ModelConfig, RunConfig
 from bliss_ops.costs import Sizes, StageWork
 from bliss_ops.lake import Corpus, Lake, Run
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
@@ -247,25 +249,32 @@ def _num_selected(config: RunConfig, num_candidates: int) -> int:
 
 def _bytes(stage: str, config: RunConfig, basis: Basis, sizes: Sizes) -> int | None:
     """What a stage leaves on disk; None where it is next to nothing, or not told by the settings."""
-    from bliss_ops.models.language import num_parameters
 
-    def parameters(definition: object) -> int:
-        return num_parameters(definition, vocab_size=sizes.vocab_size)  # type: ignore[arg-type]
+    def parameters(model: ModelConfig) -> int:
+        return _num_parameters(json.dumps(model.definition), sizes.vocab_size)
 
     length = config.ingest.sequence_length
     if stage in (costs.WARM_UP_PROXY, costs.WARM_UP_TARGET):
         model = config.proxy if stage == costs.WARM_UP_PROXY else config.target
-        return parameters(model.definition) * (STATE_BYTES if model.warmup_steps else WEIGHT_BYTES)
+        return parameters(model) * (STATE_BYTES if model.warmup_steps else WEIGHT_BYTES)
     if stage == "fit" and selectors.uses_proxy(config.method):
-        return parameters(config.proxy.definition) * WEIGHT_BYTES
+        return parameters(config.proxy) * WEIGHT_BYTES
     if stage in ("score", "select"):
         return round(SCORE_BYTES * (sizes.num_candidates if stage == "score" else sizes.num_selected))
     if stage == "materialize":
         return round(sizes.num_selected * length * basis.token_bytes)
     if stage == "pretrain":
         num_models = 1 + len(config.pretraining.decay_at_steps)
-        return parameters(config.target.definition) * (STATE_BYTES + num_models * WEIGHT_BYTES)
+        return parameters(config.target) * (STATE_BYTES + num_models * WEIGHT_BYTES)
     return None
+
+
+@cache
+def _num_parameters(definition: str, vocab_size: int) -> int:
+    """Of a model as JSON; counting them takes a second, and is done for every stage, round and method."""
+    from bliss_ops.models.language import num_parameters
+
+    return num_parameters(json.loads(definition), vocab_size=vocab_size)
 
 
 def _written(stage: str, manifest: Manifest) -> int:

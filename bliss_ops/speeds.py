@@ -40,7 +40,7 @@ class Speeds:
         """How long one device takes for the work; None where no rate is known."""
         if work.flops and self.flops_per_second:
             return work.flops / self.flops_per_second
-        alike = [one for one in self.measured if one.stage == stage]
+        alike = [one for one in self.measured if one.stage == stage and bool(one.flops) == bool(work.flops)]
         of_method = [one for one in alike if one.method == method]
         if stage in OF_A_METHOD and (of_method or not work.flops):
             alike = of_method  # a model's FLOP/s may be another method's, tokens/s may not

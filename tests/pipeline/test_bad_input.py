@@ -105,13 +105,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model(copied: Lake, capsys: pytes
     assert "60,000 tokens but pythia-14m has a vocabulary of 50,304" in fails(capsys, "warm-up", "big", "--lake", str(copied.root))
 
 
-def test_more_rounds_than_the_corpus_has_shards_for(copied: Lake, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = ["--set", "window_shards=8", "--run-name", "long"]
-    assert main(["configure", "smoke", "--method", "random", *settings, "--lake", str(copied.root)]) == 0
-    assert main(["warm-up", "long", "--lake", str(copied.root)]) == 0
-    assert "disjoint candidate windows" in fails(capsys, "fit", "long", "--lake", str(copied.root))
-
-
 def test_stages_out_of_order_name_the_command_that_is_missing(copied: Lake, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configure", "smoke", "--run-name", "fresh", "--lake", str(copied.root)]) == 0
     for command, needed in (
