@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from upath import UPath
 
+from bliss_ops import fidelity
 from bliss_ops.corpus import validation
 from bliss_ops.models import language
 from bliss_ops.rank_correlation import area_under_curve, spearman
@@ -143,6 +144,10 @@ def test_gumbel_top_one_is_a_draw_in_proportion_to_the_tempered_weights() -> Non
     wins = np.bincount([np.argmax(prediction + random.gumbel(ids, seed, 1, stream=1)) for seed in range(num_seeds)], minlength=5)
     expected = np.exp(prediction) / np.exp(prediction).sum() * num_seeds
     assert (np.square(wins - expected) / expected).sum() < 18.5  # chi-square, 4 degrees of freedom, p = 0.001
+
+
+def test_fidelity_probes_what_mates_has_not_learned_from(inputs: SelectorInputs) -> None:
+    assert fidelity.num_positions_read(inputs.config.model_copy(update={"method": "mates"})) == inputs.config.mates.num_probes
 
 
 # ---- rounds, kills, workers ------------------------------------------------------------------------------------------
