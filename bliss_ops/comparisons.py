@@ -199,9 +199,9 @@ def how_far(run: Run, num_rounds: int) -> str:
     for number in range(1, num_rounds + 1):
         for artifact in ("selector", "scores", "fidelity", "selection", "subset", "pretrain", "evaluation"):
             if find_manifest(run.round(number) / artifact) is None:
-                return f"{last}; {artifact} of round {number} is not there"
+                return f"{last}, {artifact} of round {number} is not there"
             last = f"{artifact} of round {number} is done"
-    return f"{last}; its report is not there"
+    return f"{last}, its report is not there"
 
 
 def _check_choice(methods: Sequence[str], seeds: Sequence[int], baseline: str) -> None:

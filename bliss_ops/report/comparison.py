@@ -24,7 +24,7 @@ from bliss_ops.report import charts, comparison_overlap, comparison_table, page
 from bliss_ops.report.comparison_charts import lines_by_tokens, styles_of
 from bliss_ops.report.comparison_costs import RunCost, costs_by_method, run_cost
 from bliss_ops.report.comparison_curves import Curve, SpeedUp, comparable, read_curve, speed_up
-from bliss_ops.report.comparison_losses import Key, MethodLoss, coverage, losses_by_method
+from bliss_ops.report.comparison_losses import Key, MethodLoss, against, losses_by_method
 from bliss_ops.report.comparison_rows import Row
 from bliss_ops.report.comparison_summary import caveats, method_rows
 from bliss_ops.report.comparison_tasks import METRICS, TaskResult, pair, task_results, task_rows
@@ -172,7 +172,8 @@ def _render(
     members: list[Member], round_number: int, baseline: str, missing: Mapping[str, str], title: str | None
 ) -> tuple[str, dict[str, Any], str]:
     together = _with_the_same_sequences(members)
-    losses = losses_by_method({member.key: member.result.loss for member in members if member.result}, baseline)
+    of_runs = {member.key: member.result.loss for member in members if member.result}
+    losses = losses_by_method(of_runs, baseline)
     settings = differing_settings(members)
     costs = costs_by_method({member.key: member.cost for member in members if member.cost})
     kind, speed_ups = speed_ups_of(members, baseline)
@@ -209,10 +210,10 @@ def _render(
         methods=methods,
         round_number=round_number,
         rows=rows,
+        second=against(of_runs, losses[0].method, losses[1].method) if len(losses) > 1 else None,
         baseline=baseline,
         missing=missing,
         caveats=said,
-        coverage=coverage,
         kind=kind,
         speed_ups=speed_ups,
         costs=costs,

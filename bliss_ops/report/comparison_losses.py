@@ -69,6 +69,13 @@ def losses_by_method(losses: Mapping[tuple[str, Key], float], baseline: str) -> 
     return sorted(found, key=lambda one: (one.mean, one.method))
 
 
+def against(losses: Mapping[tuple[str, Key], float], method: str, other: str) -> tuple[Mean, str] | None:
+    """One method's difference from another, over the pairs that both have, and what it says; None without a pair."""
+    pairs = [loss - losses[other, key] for (name, key), loss in losses.items() if name == method and (other, key) in losses]
+    difference = mean_of(pairs)
+    return None if difference is None else (difference, verdict(difference, other))
+
+
 def mean_of(values: Sequence[float]) -> Mean | None:
     """Mean and its standard error; None of nothing."""
     if not values:

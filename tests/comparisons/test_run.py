@@ -47,7 +47,7 @@ def test_a_failing_run_stops_no_other_and_the_same_command_goes_on(lake: Lake, c
     obstacle.write_text('{"fingerprint": "another", "identity": {"batch": 1}, "inputs": {}}')
     assert compare(lake, "random,perplexity,dsir", "0") == 1
     said = capsys.readouterr()
-    assert "missing: smoke-random-s0 (selector of round 1 is done; scores of round 1 is not there)" in said.err
+    assert "missing: smoke-random-s0 (selector of round 1 is done, scores of round 1 is not there)" in said.err
     page = (lake.root / "comparisons" / "smoke" / "index.html").read_text()
     assert "1 run is missing" in page
     assert "There is no run of the baseline random" in page
