@@ -142,3 +142,25 @@ def test_the_definitions_are_of_the_datasets_we_name() -> None:
         definition = load_yaml(Path(lm_eval.__file__).parent / "tasks" / task.definition)
         assert (definition["task"], definition["dataset_path"], definition["dataset_name"]) == (name, task.dataset, task.config)
         assert (definition.get("test_split") or definition["validation_split"]) == task.split
+
+
+def test_the_hub_gives_the_same_rows_and_says_what_to_do_where_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the hub: a dataset that is there, one that is a script, and no network."""
+    datasets = pytest.importorskip("datasets")
+    from bliss_ops.evaluation.harness import read_data
+
+    def load_dataset(path: str, name: str | None, split: str) -> object:
+        if path == "EleutherAI/logiqa":
+            raise RuntimeError("Dataset scripts are no longer supported, but found logiqa.py")
+        if path == "allenai/sciq":
+            raise ConnectionError("no network")
+        assert (path, name, split) == ("aps/super_glue", "boolq", "validation")
+        return datasets.Dataset.from_list(HUB["boolq"])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    (data,) = read_data(EvaluationConfig(tasks=("boolq",)))
+    assert (data.rows, data.split) == (HUB["boolq"], "validation")
+    with pytest.raises(
+        ValueError, match=r"no task data for logiqa.*scripts are no longer supported.*LogiQA-dataset(.|\n)*sciq.*no network"
+    ):
+        read_data(EvaluationConfig(tasks=("logiqa", "boolq", "sciq")))
