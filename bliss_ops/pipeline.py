@@ -106,10 +106,12 @@ def prepare_validation(corpus: Corpus) -> Manifest:
 
 def warm_up(run: Run, work: Work = EVERYTHING) -> Manifest:
     """Train proxy and target on random data, once per run or for several runs; every round's proxy starts from here."""
-    from bliss_ops import rounds
+    from bliss_ops import evaluation, rounds
     from bliss_ops.training import sharing, warmup
 
     rounds.check(run.config, run)
+    if find_manifest(run.round(run.config.num_rounds) / "evaluation") is None:
+        evaluation.check_data(run.config.evaluation)
     run = sharing.owner(run)
     settings = sharing.warmup_settings(run.config)
     artifact = Artifact(run.lake, run.warmup, stage="warm_up", identity=settings, inputs=_corpus_manifests(run))

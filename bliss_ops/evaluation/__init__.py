@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from bliss_ops import schemas
-from bliss_ops.config import RunConfig
+from bliss_ops.config import EvaluationConfig, RunConfig
+from bliss_ops.config.evaluation import HUB
 from bliss_ops.evaluation import measures
 from bliss_ops.evaluation.measures import QUESTIONS
 from bliss_ops.lake import Run, atomic_file, write_parquet
@@ -92,6 +93,24 @@ def evaluate(run: Run, round_number: int, directory: UPath) -> tuple[list[str], 
         return [RESULTS], metrics
     _join(directory, trained, data)
     return [RESULTS, QUESTIONS], metrics | {"task_data": {each.task: {"split": each.split, "sha256": each.digest} for each in data}}
+
+
+def check_data(settings: EvaluationConfig) -> None:
+    """Return when every task has files in the folder of tasks; what only the hub has is asked when it is needed.
+
+    Raises:
+        ValueError: of some there are none; the message names them all, where was looked, and how to get them.
+    """
+    from bliss_ops.evaluation import files
+
+    problems = []
+    for task in settings.tasks if settings.data != HUB else ():
+        try:
+            files.find(task, UPath(settings.data))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def models(run: Run, round_number: int) -> list[Trained]:

@@ -215,6 +215,8 @@ def test_missing_data_is_an_error_before_a_model_is_loaded(
         ValueError, match=r"no task data for sciq.*allenai/sciq(.|\n)*no task data for piqa.*valid-labels.lst is not beside it"
     ):
         pipeline.evaluate(run, 1)
+    with pytest.raises(ValueError, match="no task data for sciq"):  # and before anything is trained for it
+        pipeline.warm_up(run)
     gone = make_run(lake, "gone", tasks=("sciq",), data=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"no task data: evaluation.data is .*nowhere, and there is no such folder"):
         pipeline.evaluate(gone, 1)
