@@ -223,6 +223,7 @@ def _render(
         spreads=[(member, _histogram(member)) for member in _examples(members)],
         left_out=sum(member.distribution is not None for member in members) - len(_examples(members)),
         together=together,
+        numbered=comparison_overlap.numbered(together)[0] if together else [],
         in_full=len(together) <= comparison_overlap.MOST_RUNS,
         by_chance=comparison_overlap.by_chance(share),
         other_windows=any(member.config.num_rounds > 1 or member.config.window_shards for member in together)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bliss_ops.report.comparison import Member
 
 MOST_SOURCES = 40
+LONGEST_COLUMN = 10  # characters
 MOST_RUNS = 8  # more make unreadable matrices
 Matrix = list[list[float | None]]
 
@@ -94,11 +95,19 @@ def by_method(members: Sequence["Member"], values: Matrix) -> Matrix:
     return [[mean(a, b) for b in methods] for a in methods]
 
 
+def numbered(members: Sequence["Member"]) -> tuple[list[str], list[str]]:
+    """The methods as names of rows and of columns; where a name is longer than a column is wide, columns have numbers."""
+    methods = list(dict.fromkeys(member.config.method for member in members))
+    if max(map(len, methods)) <= LONGEST_COLUMN:
+        return methods, methods
+    return [f"{number} {method}" for number, method in enumerate(methods, start=1)], [str(number + 1) for number in range(len(methods))]
+
+
 def _drawn(members: Sequence["Member"], values: Matrix, title: str, form: str) -> Markup:
     if len(members) <= MOST_RUNS:
         rows, columns = [member.label for member in members], [str(member.number) for member in members]
     else:
-        rows = columns = list(dict.fromkeys(member.config.method for member in members))
+        rows, columns = numbered(members)
         values = by_method(members, values)
     return charts.matrix(rows, columns, values, title=title, format_value=_written(form))
 
@@ -111,8 +120,9 @@ def _columns(members: Sequence["Member"]) -> list[tuple[str, list["Member"]]]:
     """What the columns stand for: each run by its number, or, of many runs, each method."""
     if len(members) <= MOST_RUNS:
         return [(str(member.number), [member]) for member in members]
-    methods = dict.fromkeys(member.config.method for member in members)
-    return [(method, [member for member in members if member.config.method == method]) for method in methods]
+    methods = list(dict.fromkeys(member.config.method for member in members))
+    _, names = numbered(members)
+    return [(name, [member for member in members if member.config.method == method]) for name, method in zip(names, methods, strict=True)]
 
 
 def _share(member: "Member", name: str) -> float | None:

@@ -187,3 +187,69 @@ def test_a_lake_on_an_object_store_can_be_compared(tmp_path: Path) -> None:
     make_run(lake)
     make_run(lake, "random")
     assert "demo-bliss-s0" in written(lake, "demo-bliss-s0", "demo-random-s0")[0]
+
+
+def test_many_runs_are_drawn_method_by_method(lake: Lake) -> None:
+    """Three methods with three seeds: matrices of three rows, one histogram each; seeds of a method on the diagonal."""
+    methods = {"bliss": 1000.0, "random": 0.5, "dsir": -1000.0}
+    names = [
+        make_run(lake, method, seed=seed, score=lambda shard, rows, factor=factor: rows + factor * shard).name
+        for method, factor in methods.items()
+        for seed in range(3)
+    ]
+    text, summary, html = written(lake, *names)
+    *_, kept, overlap, correlation = re.findall(r'<svg class="chart.*?</svg>', html, re.DOTALL)
+    assert "the first run of each method; 6 more are not drawn" in text
+    assert dict(re.findall(r"<title>(\w+, \w+): ([^<]+)<", overlap)) == {
+        "bliss, bliss": "100%", "bliss, random": "33%", "bliss, dsir": "0%", "random, bliss": "33%", "random, random": "100%",
+        "random, dsir": "33%", "dsir, bliss": "0%", "dsir, random": "33%", "dsir, dsir": "100%",
+    }  # fmt: skip
+    assert "code, random: 20%" in kept
+    assert "bliss, bliss: +1.00" in correlation
+    assert summary["overlap"]["methods"] == list(methods)
+    assert summary["overlap"]["jaccard"][0] == [1.0, pytest.approx(1 / 3), 0.0]
+
+
+def test_missing_runs_are_named_on_the_page_and_in_the_table(lake: Lake) -> None:
+    make_run(lake)
+    make_run(lake, "random")
+    text, summary, _ = written(lake, "demo-bliss-s0", "demo-random-s0", missing={"demo-dsir-s0": "nothing is done"}, title="small")
+    assert "small, round 1" in text
+    assert "1 run is missing. demo-dsir-s0: nothing is done. The same command goes on" in text
+    assert summary["missing"] == {"demo-dsir-s0": "nothing is done"}
+    table = (lake.root / "comparisons" / "demo-bliss-s0-vs-demo-random-s0" / "table.md").read_text()
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert {len(row) for row in rows} == {10}
+    assert rows[2][:5] == ["| bliss", "1", "4.0000", "+0.0000", "one seed: cannot be told from chance"]
+    assert "Missing: demo-dsir-s0 (nothing is done)." in table
+
+
+def test_runs_of_other_recipes_and_another_budget_are_warned_of(lake: Lake) -> None:
+    make_run(lake)
+    other = make_run(lake, "random")
+    config = json.loads((other.path / "config.json").read_text())
+    config |= {"recipe": "small", "num_rounds": 2, "selection": config["selection"] | {"token_budget": 640, "fraction": None}}
+    (other.path / "config.json").write_text(json.dumps(config))
+    text, *_ = written(lake, "demo-bliss-s0", "demo-random-s0")
+    assert "The runs are of different recipes: demo, small." in text
+    assert "num_rounds (1 in run 1, 2 in run 2); selection.fraction (0.2 in run 1, \N{EN DASH} in run 2); selection.token_budget" in text
+
+
+def test_the_curve_is_by_tokens_and_the_speed_up_is_read_off_it(lake: Lake) -> None:
+    """Points after 0, 10 and 20 steps of 512 x 16 tokens. Random ends at 4.2; bliss is there 0.6 of the way from 4.5 to 4.0."""
+    make_run(lake, losses=(6.0, 4.5, 4.0))
+    make_run(lake, "random", losses=(6.0, 4.9, 4.2))
+    text, summary, html = written(lake, "demo-bliss-s0", "demo-random-s0")
+    (one,) = summary["speed_up"]["runs"]
+    assert (summary["speed_up"]["points"], one["target"], one["baseline_tokens"]) == ("stable", 4.2, 20 * 512 * 16)
+    assert one["crossing"]["num_tokens"] == pytest.approx(16 * 512 * 16)
+    assert one["by_tokens"] == pytest.approx(1.25)
+    assert one["by_flops"] is None, "there is no tokenizer to count from"
+    assert "1.25\N{MULTIPLICATION SIGN}" in text
+    assert "training tokens, thousands" in html
+    assert "No run has finished a selection and its pretraining with recorded costs" in text
+    make_run(lake, seed=1, losses=(6.0, 4.9, 4.6))
+    make_run(lake, "random", seed=1, losses=(6.0, 4.9, 4.2))
+    text, *_ = written(lake, *(f"demo-{method}-s{seed}" for method in ("bliss", "random") for seed in (0, 1)))
+    assert "not reached: 4.6000 is its lowest, 163,840 tokens its last point" in text
+    assert "reached by 1 of 2 seeds" in text

@@ -6,7 +6,7 @@ from bliss_ops.evaluation.paired import PairedDifference
 from bliss_ops.report.comparison_charts import lines_by_tokens, mean_line
 from bliss_ops.report.comparison_curves import Crossing, Curve, SpeedUp, comparable, crossing, speed_up
 from bliss_ops.report.comparison_losses import Mean, coverage, losses_by_method, mean_of, verdict
-from bliss_ops.report.comparison_overlap import by_chance, by_method, jaccard
+from bliss_ops.report.comparison_overlap import by_chance, by_method, jaccard, numbered
 from bliss_ops.report.comparison_rows import Row
 from bliss_ops.report.comparison_summary import caveats, method_rows, ratio
 from bliss_ops.report.comparison_table import flops, memory, seconds
@@ -156,6 +156,8 @@ class TestOverlap:
 
         members = [Fake("a", 0), Fake("a", 1), Fake("b", 0), Fake("b", 1)]
         values = [[None, 0.9, 0.1, 0.8], [0.9, None, 0.7, 0.3], [0.1, 0.7, None, 0.5], [0.8, 0.3, 0.5, None]]
+        assert numbered(members) == (["a", "b"], ["a", "b"])
+        assert numbered([*members, Fake("bliss-released", 0)]) == (["1 a", "2 b", "3 bliss-released"], ["1", "2", "3"])
         assert by_method(members, values) == [[0.9, pytest.approx(0.2)], [pytest.approx(0.2), 0.5]]
 
 
