@@ -8,7 +8,7 @@ for the others. Device hours are hours of one GPU, or of one training process wh
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -126,8 +126,8 @@ def actual(run: Run) -> Plan:
     return Plan(run.name, run.config.method, numbers, [_sum(name, parts) for name, parts in by_stage.items()])
 
 
-def basis_of_corpus(config: RunConfig, corpus: Corpus) -> Basis:
-    """Exact sizes of all rounds.
+def basis_of_corpus(config: RunConfig, corpus: Corpus, *, finished: Collection[int] = ()) -> Basis:
+    """Exact sizes of all rounds; those that are finished are not held to what is checked before work begins.
 
     Raises:
         ValueError: the corpus is not ingested, or has too little data for the run (rounds.py).
@@ -146,7 +146,7 @@ def basis_of_corpus(config: RunConfig, corpus: Corpus) -> Basis:
             num_guide_tokens=int(known.get("num_guide_tokens", 0)),
             num_holdout_tokens=int(known.get("num_holdout_tokens", 0)),
         )
-        for window in rounds.windows(config, corpus)
+        for window in rounds.windows(config, corpus, finished=finished)
     ]
     return Basis(sizes, num_bytes / max(1, packed.metrics["num_sequences"] * corpus.config.sequence_length))
 
@@ -211,7 +211,7 @@ def plan_of(lake: Lake, config: RunConfig, speeds: Speeds, num_sequences: int | 
 def against_actual(run: Run, speeds: Speeds) -> tuple[Plan, Plan]:
     """The plan of the run's rounds that have scores, from its corpus, and what they took. Stages that are not finished are in neither."""
     took = actual(run)
-    planned = plan(run.config, basis_of_corpus(run.config, run.corpus), speeds, took.rounds)
+    planned = plan(run.config, basis_of_corpus(run.config, run.corpus, finished=took.rounds), speeds, took.rounds)
     finished = {stage.stage for stage in took.stages}
     return replace(planned, stages=[stage for stage in planned.stages if stage.stage in finished]), took
 

@@ -7,7 +7,7 @@ every window is cut by the number of rounds, and another number would move them 
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from bliss_ops import selectors
@@ -29,20 +29,29 @@ class Window:
     num_epochs: float  # how often the pretraining goes over what is kept
 
 
-def windows(config: RunConfig, corpus: Corpus) -> list[Window]:
-    """The windows of all rounds, checked: everything a user can be told before work begins.
+def windows(config: RunConfig, corpus: Corpus, *, finished: Collection[int] = ()) -> list[Window]:
+    """The windows of all rounds; those of rounds that are not `finished` are checked, for everything a user can be told before work begins.
 
     Raises:
         ValueError: the corpus has too few shards for that many rounds; a window has fewer sequences than the token budget, or than one
             batch of bilevel training; or its subset would be read more often than `pretraining.max_epochs`. The message says how many
             there are, how many are wanted, and what to change.
     """
+    from bliss_ops import selection
+
     packed = find_manifest(corpus.sequences)
     if packed is None:
         raise ValueError(f"corpus {corpus.name!r} has no packed sequences yet: run `bliss ingest` first")
     cut = [selectors.window_of(config, packed.shards, number) for number in range(1, config.num_rounds + 1)]
     counts = _num_sequences_of(corpus, packed, {shard for shards in cut for shard in shards})
-    return [_checked(config, number, shards, sum(counts[shard] for shard in shards)) for number, shards in enumerate(cut, start=1)]
+    found = []
+    for number, shards in enumerate(cut, start=1):
+        count = sum(counts[shard] for shard in shards)
+        if number not in finished:
+            _check(config, number, len(shards), count)
+        keep = selection.num_to_keep(config, count)
+        found.append(Window(number, shards, count, keep, num_epochs(config, keep)))
+    return found
 
 
 def num_epochs(config: RunConfig, num_selected: int) -> float:
@@ -60,10 +69,12 @@ def check(config: RunConfig, run: Run) -> None:
     corpus = run.lake.corpus(config.ingest.corpus)
     if not (corpus.path / "config.json").exists() or find_manifest(corpus.sequences) is None:
         return
-    to_do = [number for number in range(1, config.num_rounds + 1) if find_manifest(run.round(number) / "selection") is None]
+    numbers = range(1, config.num_rounds + 1)
+    finished = {number for number in numbers if find_manifest(run.round(number) / "selection")}
+    to_do = [number for number in numbers if number not in finished]
     if not to_do:
         return
-    all_windows = [window for window in windows(config, corpus) if window.round_number in to_do]
+    all_windows = [window for window in windows(config, corpus, finished=finished) if window.round_number in to_do]
     log.info(
         "%s: rounds %s: candidate windows of %s sequences, %s kept; the pretraining goes over them %s times",
         run.name,
@@ -131,11 +142,11 @@ def reconciled(run: Run, config: RunConfig) -> RunConfig:
     return config.model_copy(update={"num_rounds": max(config.num_rounds, there.num_rounds)})
 
 
-def _checked(config: RunConfig, number: int, shards: list[int], count: int) -> Window:
+def _check(config: RunConfig, number: int, num_shards: int, count: int) -> None:
     from bliss_ops import selection
 
     length, settings = config.ingest.sequence_length, config.pretraining
-    here = f"run {config.name!r}: the candidate window of round {number} ({len(shards)} shards)"
+    here = f"run {config.name!r}: the candidate window of round {number} ({num_shards} shards)"
     advice = "set a larger window_shards, or ingest more text" if config.window_shards else "lower num_rounds, or ingest more text"
     budget = config.selection.token_budget
     if budget is not None and budget > count * length:
@@ -155,7 +166,6 @@ def _checked(config: RunConfig, number: int, shards: list[int], count: int) -> W
             f"{here} keeps {keep:,} of {count:,} sequences, which pretraining would go over {epochs:.2f} times; pretraining.max_epochs "
             f"is {settings.max_epochs:g}: lower pretraining.num_steps, keep more (selection), {advice}"
         )
-    return Window(number, shards, count, keep, epochs)
 
 
 def _num_sequences_of(corpus: Corpus, packed: Manifest, shards: set[int]) -> Mapping[int, int]:
