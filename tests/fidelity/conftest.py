@@ -40,7 +40,8 @@ def make_tiny_run(tmp_path: Path) -> Callable[..., Run]:
         for name, values in sections.items():
             config[name] |= values
         write_json(run.path / "config.json", config)
-        produce(lake, run.warmup, "warm_up", lambda directory: (_write_states(directory, PROXY, TARGET), {}))
+        steps = {name: {"num_steps": config[name]["warmup_steps"]} for name in ("proxy", "target")}
+        produce(lake, run.warmup, "warm_up", lambda directory: (_write_states(directory, PROXY, TARGET), steps))
         for number in range(1, num_rounds + 1):
             produce(lake, run.round(number) / "pretrain", "pretrain", lambda directory: (_write_states(directory, TARGET), {}))
         return lake.run(run.name)  # reads the changed settings

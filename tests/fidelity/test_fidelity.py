@@ -176,11 +176,11 @@ def test_a_killed_stage_goes_on_with_the_probes_that_are_missing(make_tiny_run: 
     shutil.rmtree(str(run.round(1) / "fidelity"))
     steps, real = [], influence._step_on
 
-    def dying(state: TrainState, input_ids_BT: torch.Tensor) -> None:
+    def dying(state: TrainState, input_ids_BT: torch.Tensor, max_gradient_norm: float | None) -> None:
         steps.append(1)
         if len(steps) == fidelity.SAVE_EVERY_PROBES + 3:
             raise KeyboardInterrupt
-        real(state, input_ids_BT)
+        real(state, input_ids_BT, max_gradient_norm)
 
     monkeypatch.setattr(influence, "_step_on", dying)
     with pytest.raises(KeyboardInterrupt):
