@@ -51,6 +51,7 @@ ROUND = f"runs/{RUN}/round-01"
         ("fit", f"{ROUND}/selector", 5),
         ("score", f"{ROUND}/scores", 6),
         ("fidelity", f"{ROUND}/fidelity", 2),
+        ("check-contamination", f"{ROUND}/contamination", 2),
         ("select", f"{ROUND}/selection", 3),
         ("materialize", f"{ROUND}/subset", 4),
         ("pretrain", f"{ROUND}/pretrain", 5),
