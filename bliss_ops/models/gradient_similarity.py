@@ -62,8 +62,10 @@ class Similarity(Protocol):
     def add(self, kept_BW: torch.Tensor, begin: int, values_BN: torch.Tensor) -> None:
         """Take in the coordinates from `begin` on."""
 
-    def replace_rows(self, kept_BW: torch.Tensor, begin_BT: torch.Tensor, before_BTD: torch.Tensor, after_BTD: torch.Tensor) -> None:
-        """Exchange rows that were taken in before; each row once."""
+    def replace_rows(
+        self, kept_BW: torch.Tensor, begin: int, row_BT: torch.Tensor, before_BTD: torch.Tensor, after_BTD: torch.Tensor
+    ) -> None:
+        """Exchange rows, by number, of a table that begins there and was taken in before."""
 
     def cosine(self, kept_BW: torch.Tensor) -> torch.Tensor: ...
 
@@ -78,8 +80,10 @@ class ProjectedSimilarity:
     def add(self, kept_BW: torch.Tensor, begin: int, values_BN: torch.Tensor) -> None:
         self.projection.add(kept_BW, begin, values_BN)
 
-    def replace_rows(self, kept_BW: torch.Tensor, begin_BT: torch.Tensor, before_BTD: torch.Tensor, after_BTD: torch.Tensor) -> None:
-        self.projection.add_rows(kept_BW, begin_BT, after_BTD - before_BTD)
+    def replace_rows(
+        self, kept_BW: torch.Tensor, begin: int, row_BT: torch.Tensor, before_BTD: torch.Tensor, after_BTD: torch.Tensor
+    ) -> None:
+        self.projection.add_rows(kept_BW, begin, row_BT, after_BTD - before_BTD)
 
     def cosine(self, kept_BW: torch.Tensor) -> torch.Tensor:
         cosine_B: torch.Tensor = kept_BW @ self.target_K / kept_BW.norm(dim=1).clamp(min=torch.finfo(kept_BW.dtype).tiny)
@@ -98,8 +102,12 @@ class ExactSimilarity:
         kept_BW[:, 0] += values_BN @ self.target_P[begin : begin + values_BN.shape[1]]
         kept_BW[:, 1] += torch.linalg.vector_norm(values_BN, dim=1).square_()
 
-    def replace_rows(self, kept_BW: torch.Tensor, begin_BT: torch.Tensor, before_BTD: torch.Tensor, after_BTD: torch.Tensor) -> None:
-        target_BTD = self.target_P[begin_BT[:, :, None] + torch.arange(before_BTD.shape[-1], device=begin_BT.device)]
+    def replace_rows(
+        self, kept_BW: torch.Tensor, begin: int, row_BT: torch.Tensor, before_BTD: torch.Tensor, after_BTD: torch.Tensor
+    ) -> None:
+        size = before_BTD.shape[-1]
+        num_rows = (len(self.target_P) - begin) // size
+        target_BTD = self.target_P[begin : begin + num_rows * size].view(num_rows, size)[row_BT]
         kept_BW[:, 0] += ((after_BTD - before_BTD) * target_BTD).sum((1, 2))
         kept_BW[:, 1] += (after_BTD.square() - before_BTD.square()).sum((1, 2))
 
@@ -143,11 +151,12 @@ class CheckpointSimilarity:
         self.begins = first_coordinates(model)
         tokens = model.get_input_embeddings().weight  # type: ignore[operator]
         self.table = next(name for name, parameter in model.named_parameters() if parameter is tokens)
-        untouched = torch.zeros_like(moments[self.table].mean_RS)
-        self.start_1W = untouched.new_zeros(1, similarity.width)
+        table = moments[self.table]
+        self.untouched_RD = table.precondition(torch.zeros_like(table.mean_RS), slice(None))
+        self.start_1W = table.mean_RS.new_zeros(1, similarity.width)
         self.replaces_rows = similarity.adds_rows and self.gradients.is_batched and tokens is not self.gradients.head.weight
-        if self.replaces_rows:  # the table as it is for a sequence with none of its tokens
-            similarity.add(self.start_1W, self.begins[self.table], moments[self.table].precondition(untouched, slice(None)).reshape(1, -1))
+        if self.replaces_rows:
+            similarity.add(self.start_1W, self.begins[self.table], self.untouched_RD.reshape(1, -1))
 
     @torch.no_grad()
     def __call__(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
@@ -172,9 +181,9 @@ class CheckpointSimilarity:
         return self.similarity.cosine(kept_BW)
 
     def _replace_rows(self, kept_BW: torch.Tensor, gradient: TokenGradient, moments: AdamMoments, begin: int) -> None:
-        """At positions of a token seen before in the sequence, both rows are zero."""
-        first_BT1 = gradient.is_first_BT[:, :, None]
-        sum_BTD = gradient.sum_BTD.to(kept_BW.dtype)
-        after_BTD = moments.precondition(sum_BTD, gradient.input_ids_BT) * first_BT1
-        before_BTD = moments.precondition(torch.zeros_like(sum_BTD), gradient.input_ids_BT) * first_BT1
-        self.similarity.replace_rows(kept_BW, begin + gradient.input_ids_BT * sum_BTD.shape[-1], before_BTD, after_BTD)
+        """Put the rows of the sequences' tokens in the place of untouched ones; every row once, at the first position of its token."""
+        row_BT = gradient.input_ids_BT
+        before_BTD = self.untouched_RD[row_BT]
+        after_BTD = moments.precondition(gradient.sum_BTD.to(kept_BW.dtype), row_BT)
+        after_BTD = torch.where(gradient.is_first_BT[:, :, None], after_BTD, before_BTD)
+        self.similarity.replace_rows(kept_BW, begin, row_BT, before_BTD, after_BTD)

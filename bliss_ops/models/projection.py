@@ -13,7 +13,8 @@ By the Johnson-Lindenstrauss lemma inner products survive: both projections here
 
 Signs and offsets are a hash of (seed, coordinate), so they are the same on every device and however the blocks are cut.
 
-Legend of shapes: B vectors, P numbers of each, K of its projection, N of a block, T tokens, D size of a row, C coordinates of a chunk.
+Legend of shapes: B vectors, P numbers of each, K of its projection, N of a block, R rows of a table, T of
+them per vector, D their size, C coordinates of a chunk.
 """
 
 from typing import Protocol
@@ -33,8 +34,8 @@ class Projection(Protocol):
     def add(self, sums_BK: torch.Tensor, begin: int, values_BN: torch.Tensor) -> None:
         """Add to `sums_BK` the projection of vectors that are zero but for coordinates from `begin` on."""
 
-    def add_rows(self, sums_BK: torch.Tensor, begin_BT: torch.Tensor, values_BTD: torch.Tensor) -> None:
-        """The same for T rows of D coordinates per vector, each from a place of its own; only where `adds_rows`."""
+    def add_rows(self, sums_BK: torch.Tensor, begin: int, row_BT: torch.Tensor, values_BTD: torch.Tensor) -> None:
+        """The same for T rows, by number, of a table of rows of D numbers that begins there; only where `adds_rows`."""
 
 
 class CountSketch:
@@ -51,6 +52,7 @@ class CountSketch:
         run_R = torch.arange(-(-num_numbers // self.num_buckets), device=device)
         self.offset_ER = torch.stack([(hashed(run_R, seed, 2 * e + 1) >> 1) % self.num_buckets for e in range(entries)])
         self._offsets: list[list[int]] = self.offset_ER.tolist()
+        self._tables: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # of `add_rows`, by where a table begins
 
     def add(self, sums_BK: torch.Tensor, begin: int, values_BN: torch.Tensor) -> None:
         width = self.num_buckets
@@ -65,13 +67,22 @@ class CountSketch:
                 buckets[:, bucket : bucket + length].addcmul_(values_BN[:, done : done + length], sign_N[done : done + length])
                 done += length
 
-    def add_rows(self, sums_BK: torch.Tensor, begin_BT: torch.Tensor, values_BTD: torch.Tensor) -> None:
-        coordinate_BN = (begin_BT[:, :, None] + torch.arange(values_BTD.shape[-1], device=begin_BT.device)).flatten(1)
-        width = self.num_buckets
+    def add_rows(self, sums_BK: torch.Tensor, begin: int, row_BT: torch.Tensor, values_BTD: torch.Tensor) -> None:
+        if begin not in self._tables:
+            self._tables[begin] = self._table(begin, values_BTD)
+        for bucket_RD, sign_RD in self._tables[begin]:
+            _scatter_add(sums_BK, bucket_RD[row_BT].flatten(1), (values_BTD * sign_RD[row_BT]).flatten(1))
+
+    def _table(self, begin: int, like_BTD: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each entry, bucket and sign of every coordinate from `begin` on as rows of D: looked up faster than one by one."""
+        size, width = like_BTD.shape[-1], self.num_buckets
+        num_rows = (self.sign_EP.shape[1] - begin) // size
+        coordinate_RD = torch.arange(begin, begin + num_rows * size, device=like_BTD.device).view(num_rows, size)
+        tables = []
         for entry in range(self.entries):
-            sign_BN = self.sign_EP[entry][coordinate_BN].to(values_BTD.dtype) * self.scale
-            bucket_BN = (coordinate_BN + self.offset_ER[entry][coordinate_BN // width]) % width + entry * width
-            _scatter_add(sums_BK, bucket_BN, values_BTD.flatten(1) * sign_BN)
+            bucket_RD = (coordinate_RD + self.offset_ER[entry][coordinate_RD // width]) % width + entry * width
+            tables.append((bucket_RD, self.sign_EP[entry][coordinate_RD].to(like_BTD.dtype) * self.scale))
+        return tables
 
 
 class Rademacher:
@@ -89,7 +100,7 @@ class Rademacher:
             values_BC = values_BN[:, done : done + step].to(product)
             sums_BK += (values_BC @ self.signs(begin + done, values_BC.shape[1], values_BC)) * self.size**-0.5
 
-    def add_rows(self, sums_BK: torch.Tensor, begin_BT: torch.Tensor, values_BTD: torch.Tensor) -> None:
+    def add_rows(self, sums_BK: torch.Tensor, begin: int, row_BT: torch.Tensor, values_BTD: torch.Tensor) -> None:
         raise NotImplementedError("signs are made for whole blocks, once for all vectors")
 
     def signs(self, begin: int, num_coordinates: int, like: torch.Tensor) -> torch.Tensor:

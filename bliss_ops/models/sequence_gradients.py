@@ -116,7 +116,8 @@ class SequenceGradients:
         with torch.no_grad():
             states_BTD, matrix_VD = hidden_BTD.contiguous(), output_matrix(self.model)
             slope_BTV = _loss_slope(F.linear(states_BTD, matrix_VD), input_ids_BT[:, 1:])
-            hidden_slope_BTD = (slope_BTV @ matrix_VD.to(slope_BTV.dtype)).to(hidden_BTD.dtype)
+            hidden_slope_BTD = (slope_BTV @ matrix_VD.to(slope_BTV.dtype)).to(hidden_BTD.dtype) / states_BTD.shape[1]
+            states_BTD = states_BTD / states_BTD.shape[1]  # of the mean over T; the slope itself is V/D times as much to divide
         torch.autograd.backward(hidden_BTD, hidden_slope_BTD)
         found: dict[str, list[ParameterGradient]] = {self.names[self.head.weight]: [MatrixGradient(states_BTD, slope_BTV)]}
         with torch.no_grad():
@@ -163,11 +164,11 @@ class SequenceGradients:
 
 
 def _loss_slope(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """Gradient, in its logits, of each sequence's mean loss: (softmax - one-hot) / T."""
+    """Gradient, in its logits, of each sequence's summed loss: softmax - one-hot."""
     wide = logits_BTV.dtype if logits_BTV.dtype == torch.float64 else torch.float32
     slope_BTV = torch.softmax(logits_BTV.to(wide), -1)
     slope_BTV.scatter_add_(2, targets_BT[:, :, None], slope_BTV.new_full((1, 1, 1), -1.0).expand(*targets_BT.shape, 1))
-    return slope_BTV.div_(targets_BT.shape[1]).to(logits_BTV.dtype)
+    return slope_BTV.to(logits_BTV.dtype)
 
 
 def _is_known(module: nn.Module, tokens: nn.Module) -> bool:

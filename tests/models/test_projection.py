@@ -66,15 +66,15 @@ def test_a_projection_is_a_matrix_of_equal_signs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sparse", "sparse, 3 entries"])
 def test_rows_land_where_the_whole_vector_would_put_them(name: str) -> None:
-    """Rows of 50 numbers, which cross the runs of 240 and 80."""
-    row_BT = torch.tensor([[0, 59, 30], [7, 4, 12]])
+    """A table from coordinate 100 on, of rows of 50 numbers, which cross the runs of 240 and 80."""
+    row_BT = torch.tensor([[0, 57, 30], [7, 4, 12]])
     values_BTD = torch.randn(2, 3, 50, dtype=torch.float64)
     dense = torch.zeros(2, NUMBERS // 50, 50, dtype=torch.float64)
     for vector in range(2):
-        dense[vector, row_BT[vector]] = values_BTD[vector]
+        dense[vector, 2 + row_BT[vector]] = values_BTD[vector]
     projection = projections()[name]
     sums_BK = torch.zeros(2, 240, dtype=torch.float64)
-    projection.add_rows(sums_BK, row_BT * 50, values_BTD)
+    projection.add_rows(sums_BK, 100, row_BT, values_BTD)
     torch.testing.assert_close(sums_BK, projected(projection, dense.flatten(1)), rtol=1e-12, atol=1e-12)
 
 
