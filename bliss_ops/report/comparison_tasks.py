@@ -8,7 +8,8 @@ questions. What is said of a difference goes by the larger of the two.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bliss_ops.evaluation.measures import ACCURACY, ACCURACY_NORM, AVERAGE, BITS_PER_BYTE
+from bliss_ops.config import identity
+from bliss_ops.evaluation.measures import ACCURACY, ACCURACY_NORM, AVERAGE, BITS_PER_BYTE, QUESTIONS
 from bliss_ops.evaluation.paired import PairedDifference, paired_differences
 from bliss_ops.lake import Run
 from bliss_ops.manifest import find_manifest
@@ -45,15 +46,11 @@ def task_rows(run: Run, round_number: int) -> list[Row]:
 
 
 def pair(run: Run, baseline: Run, round_number: int) -> list[PairedDifference]:
-    """The run minus the baseline's run, question by question; nothing where one of them was not asked.
-
-    Raises:
-        ValueError: they were asked different questions.
-    """
-    directories = [one.round(round_number) / "evaluation" for one in (run, baseline)]
-    if not all((directory / "questions.parquet").exists() for directory in directories):
+    """The run minus the baseline's run, question by question; nothing where one was not asked, or asked by other settings."""
+    if identity(run.config.evaluation) != identity(baseline.config.evaluation):  # which the page warns of
         return []
-    return paired_differences(*directories)
+    directories = [one.round(round_number) / "evaluation" for one in (run, baseline)]
+    return paired_differences(*directories) if all((directory / QUESTIONS).exists() for directory in directories) else []
 
 
 def task_results(
