@@ -87,10 +87,10 @@ def load_scorer(directory: UPath) -> "Scorer":
 
 
 def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int, validation_row_tokens: float | None = None) -> "SelectorFlops":
-    """M probes of (3 T F + N t F), the regressor's training and looks at 3 and 1 times its backbone, and one backbone pass per score.
+    """M probes of (3 T F + V t F), the regressor's training and looks at 3 and 1 times its backbone, and one backbone pass per score.
 
     F is the forward pass per token of the model probed: of the target, unless its warm-up has no steps (then, in round 1, the proxy is
-    probed, and that is what is counted). The N validation rows are counted with `validation_row_tokens` (t) each, T unless given: rows
+    probed, and that is what is counted). The V validation rows are counted with `validation_row_tokens` (t) each, T unless given: rows
     are padded to T, and what is padding is not computed, so without it the count is an upper bound.
     """
     from bliss_ops.models.flops import model_flops
@@ -105,7 +105,7 @@ def flops(config: "RunConfig", *, vocab_size: int, num_sequences: int, validatio
     row_tokens = length if validation_row_tokens is None else validation_row_tokens
     probing = num_probes * length * of_probed.training + num_looks * settings.validation_rows * row_tokens * of_probed.forward
     steps, held_out = settings.num_steps(num_probes), settings.num_heldout(num_probes)
-    learning = 3 * settings.num_epochs * (num_probes - held_out) * of_regressor
+    learning = 3 * settings.num_epochs * max(0, num_probes - held_out) * of_regressor
     looking = (-(-steps // settings.evaluate_every_steps) + 1) * held_out * of_regressor
     return SelectorFlops(fit=probing + learning + looking, score=num_sequences * of_regressor)
 

@@ -57,5 +57,5 @@ def restored(model: StartingModel, config: RunConfig, vocab_size: int, *, learni
         raise ValueError(f"{config.name}: {model.reason}: set target.warmup_steps or proxy.warmup_steps")
     network = new_model(config, model.config, vocab_size)
     state = TrainState(network, adamw(network, learning_rate, weight_decay))
-    state.restore(language.read_tensors(model.path))
+    state.restore(language.read_tensors(model.path), where=str(model.path))
     return state

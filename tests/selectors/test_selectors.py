@@ -68,7 +68,7 @@ def test_every_selector_says_its_flops(method: str) -> None:
     """Never negative, and scoring costs the same for every sequence."""
     config = RunConfig(name="r", recipe="r", method=method)
     few, many = (selectors.load(method).flops(config, vocab_size=4096, num_sequences=number) for number in (100_000, 300_000))
-    assert few.fit >= 0
+    assert min(few.fit, few.score, selectors.load(method).flops(config, vocab_size=4096, num_sequences=0).fit) >= 0
     assert many.fit >= few.fit
     assert many.score == pytest.approx(3 * few.score)
     assert (few.score > 0) == selectors.uses_proxy(method)
