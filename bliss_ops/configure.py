@@ -12,7 +12,7 @@ from bliss_ops.lake import Corpus, Lake, Run, write_json
 from bliss_ops.manifest import differences
 from bliss_ops.models import architecture
 from bliss_ops.recipes import load_recipe
-from bliss_ops.selectors import check_method
+from bliss_ops.selectors import check_method, uses_proxy
 
 
 def configure_corpus(lake: Lake, recipe: Recipe) -> Corpus:
@@ -80,7 +80,7 @@ def run_config(
         "compare_with": tuple(compare_with),
     }
     config = architecture.with_architectures(parse(RunConfig, values, where="run"))
-    architecture.check_models(config)
+    architecture.check_models(config, ["target", *["proxy"] * uses_proxy(method)])
     run = lake.run(config.name)
     if warmup_of is not None:
         sharing.check(config, lake.run(warmup_of).config)

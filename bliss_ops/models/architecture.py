@@ -13,7 +13,7 @@ Legend of shapes: B sequences, T tokens, D hidden size.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bliss_ops.config import Recipe
@@ -47,13 +47,13 @@ def with_architectures(recipe: RecipeT) -> RecipeT:
     return recipe.model_copy(update=models)
 
 
-def check_models(recipe: Recipe) -> None:
-    """Return when proxy and target can be built for the recipe's sequences and, where it trains one, its tokenizer.
+def check_models(recipe: Recipe, sections: Sequence[str] = SECTIONS) -> None:
+    """Return when the models can be built for the recipe's sequences and, where it trains one, its tokenizer.
 
     Raises:
         ValueError: a shape is unknown, a vocabulary or a longest sequence too small, an architecture of a kind that is not supported.
     """
-    for section in SECTIONS:
+    for section in sections:
         definition: Definition = getattr(recipe, section).definition
         try:
             model_vocab_size(definition, recipe.ingest.vocab_size if recipe.ingest.tokenizer is None else 0)
@@ -96,7 +96,7 @@ def read(path: str, *, setting: str = "shape") -> dict[str, Any]:
         raise ValueError(f"{setting}: {path} has no {', '.join(missing)}: a model made of several is not supported, only its text part")
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, int | float) and value > 0 and not name.startswith(("classifier", "summary")):
-            log.warning("%s: %s of %s is set from %g to 0: nothing is seen often enough here to need dropout", setting, name, path, value)
+            log.warning("%s: %s of %s is set from %g to 0: models are trained without dropout here", setting, name, path, value)
             values[name] = 0.0
     return values | {"vocab_size": config.vocab_size}
 

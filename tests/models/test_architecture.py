@@ -165,6 +165,10 @@ def test_a_shape_that_does_not_exist_is_told_before_anything_runs(tmp_path: Path
     assert "target.shape: there is no model shape 'pythia-7b'" in message
     assert "ending in .json" in message
     assert not (tmp_path / "runs").exists()
+    too_large = ["--set", "ingest.vocab_size=60000", "--set", "proxy.shape=pythia-31m"]
+    assert main(["configure", "smoke", "--method", "bliss", *too_large, "--lake", str(tmp_path)]) != 0
+    assert "proxy.shape: the tokenizer has 60,000 tokens but pythia-31m" in capsys.readouterr().err
+    assert main(["configure", "smoke", "--method", "random", *too_large, "--lake", str(tmp_path)]) == 0  # which has no proxy
 
 
 def test_configure_keeps_the_content_and_takes_the_same_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
