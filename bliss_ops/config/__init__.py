@@ -44,7 +44,9 @@ class Recipe(Settings):
     selection: SelectionConfig = Field(default_factory=SelectionConfig, description="Selection.")
     target: TargetConfig = Field(default_factory=TargetConfig, description="Target model.")
     pretraining: PretrainingConfig = Field(default_factory=PretrainingConfig, description="Pretraining.")
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="Evaluation.")
+    evaluation: EvaluationConfig = neutral(  # of a run: tasks can be set when it is trained; the stages that read it have it in theirs
+        default_factory=EvaluationConfig, description="Evaluation."
+    )
     compute: ComputeConfig = Field(default_factory=ComputeConfig, description="Compute.")
 
 

@@ -86,7 +86,7 @@ def read_table(directory: UPath) -> pa.Table:
     except FileNotFoundError:
         raise ValueError(
             f"{directory} has no {QUESTIONS}: its run was evaluated without tasks. Set evaluation.tasks, delete that directory and "
-            "evaluate it again"
+            f"{directory.parent / 'contamination'}, and run it again: nothing is trained again"
         ) from None
 
 

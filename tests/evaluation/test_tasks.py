@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval")
 
 from bliss_ops import pipeline
 from bliss_ops.evaluation.rows import TASKS as OURS
-from bliss_ops.lake import Lake, Run
+from bliss_ops.lake import Lake, Run, write_json
 from bliss_ops.models import language
 from tests.corpus.corpora import REAL
 from tests.evaluation.lakes import T, make_lake, make_run
@@ -276,3 +276,24 @@ def test_the_data_of_a_finished_evaluation_is_on_record(evaluated: Run) -> None:
     assert {task: of_task["split"] for task, of_task in data.items()} == {task: OURS[task].split for task in TASKS}
     assert all(len(of_task["sha256"]) == 64 for of_task in data.values())
     assert UPath(evaluated.path).exists()
+
+
+def test_a_trained_run_can_be_given_tasks_afterwards(tmp_path: Path, folder: Path) -> None:
+    """Its config takes them; what was made without them is not mixed with what is made with them."""
+    from bliss_ops.configure import configure_run
+    from bliss_ops.manifest import ArtifactMismatchError
+
+    lake = make_lake(tmp_path)
+    run = configure_run(lake, "smoke", "random", 0, overrides={"ingest.corpus": "tiny"})
+    again = configure_run(
+        lake, "smoke", "random", 0, overrides={"ingest.corpus": "tiny", "evaluation.tasks": ["piqa"], "evaluation.data": str(folder)}
+    )
+    assert (again.name, lake.run(run.name).config.evaluation.tasks) == (run.name, ("piqa",))
+    without, settings = make_run(lake, "trained"), {"tasks": ["piqa"], "data": str(folder)}
+    pipeline.evaluate(without, 1)
+    config = without.config.model_dump(mode="json") | {"evaluation": settings}
+    write_json(without.path / "config.json", config)
+    with pytest.raises(
+        ArtifactMismatchError, match=r"settings\.tasks: was None, now \['piqa'\](.|\n)*to make it again, delete .*evaluation"
+    ):
+        pipeline.evaluate(lake.run("trained"), 1)
