@@ -24,9 +24,12 @@ from bliss_ops.models.saved_score import MODEL, SETTINGS
 from bliss_ops.selectors.random import gumbel
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bliss_ops.config import RunConfig
     from bliss_ops.selectors import Scorer, SelectorFlops, SelectorInputs
     from bliss_ops.training.regression import Labelled, Regression
+    from bliss_ops.training.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -55,22 +58,25 @@ def fit(inputs: "SelectorInputs", directory: UPath) -> tuple[Sequence[str], dict
 
 
 def train(inputs: "SelectorInputs", directory: UPath) -> None:
-    """The job, the same in every worker; the first one fits the regressor and writes."""
+    """The job, the same in every worker: they share the probes, then each fits the same regressor, and the first one writes.
+
+    Far less work than the probes, and no worker waits longer for another than a collective operation of GPUs may take.
+    """
     from bliss_ops.training.regression import Labelled
     from bliss_ops.training.workers import Workers
 
     workers, settings, seed = Workers.current(), inputs.config.mates, inputs.config.seed
     sequence_ids_M, probes_MT = _probes(inputs)
     influence_M, metrics = _influences(inputs, directory, probes_MT)
+    try:
+        labelled = Labelled.split(probes_MT, influence_M, settings.num_heldout(len(influence_M)), seed)
+    except ValueError as error:
+        raise ValueError(f"mates: no influence differs from another ({error}): raise mates.learning_rate") from None
+    model, found = _fit_regressor(inputs, directory, labelled, workers)
     if workers.writes:
-        columns = {"sequence_id": sequence_ids_M, "influence": influence_M}
-        try:
-            labelled = Labelled.split(probes_MT, influence_M, settings.num_heldout(len(influence_M)), seed)
-        except ValueError as error:
-            raise ValueError(f"mates: no influence differs from another ({error}): raise mates.learning_rate") from None
-        write_parquet(directory / PROBES, _table(columns))
-        metrics |= _fit_regressor(inputs, directory, labelled)
-        write_json(directory / REGRESSOR, metrics)
+        write_parquet(directory / PROBES, _table({"sequence_id": sequence_ids_M, "influence": influence_M}))
+        saved_score.write_weights(directory, model)
+        write_json(directory / REGRESSOR, metrics | found)
     workers.barrier()
 
 
@@ -158,8 +164,10 @@ def _influences(inputs: "SelectorInputs", directory: UPath, probes_MT: np.ndarra
     }
 
 
-def _fit_regressor(inputs: "SelectorInputs", directory: UPath, labelled: "Labelled") -> dict[str, float]:
-    """Fit it, going on from its checkpoint; writes the weights of the best step and `metrics.jsonl`; returns how well it ranks."""
+def _fit_regressor(
+    inputs: "SelectorInputs", directory: UPath, labelled: "Labelled", workers: "Workers"
+) -> "tuple[nn.Module, dict[str, float]]":
+    """(the model with the weights of its best step, how well it ranks); goes on from its checkpoint, and writes `metrics.jsonl`."""
     from bliss_ops.training.checkpoints import Checkpoint
     from bliss_ops.training.metrics import StepMetrics
     from bliss_ops.training.regression import fit_regressor
@@ -170,18 +178,18 @@ def _fit_regressor(inputs: "SelectorInputs", directory: UPath, labelled: "Labell
     title = f"fit {config.name} round {inputs.round_number}"
     metrics = StepMetrics(directory / METRICS, title, last_step, tokens_per_step)
     state = _new_regressor(inputs)
-    checkpoint = Checkpoint(directory / CHECKPOINT, state, metrics, settings.checkpoint_every_steps, last_step)
+    checkpoint = Checkpoint(directory / CHECKPOINT, state, metrics, settings.checkpoint_every_steps, last_step, workers)
     if checkpoint.resume():
         log.info("%s: going on after step %d", title, state.step)
+    workers.barrier()  # nobody writes a checkpoint before everybody has looked for one
     found = fit_regressor(state, labelled, settings, seed=config.seed, metrics=metrics, after_step=checkpoint.after_step)
-    saved_score.write_weights(directory, state.train.model)
     log.info(
         "%s: Spearman of predicted and measured influence %+.3f +- %.3f on %d held-out probes (of step %d, the best)",
         title, found["spearman"], found["spearman_standard_error"], found["num_heldout"], found["best_step"],
     )  # fmt: skip
     if found["spearman"] < 2 * found["spearman_standard_error"]:
         log.warning("%s: that is not clearly above zero: the scores say little; raise mates.num_probes or validation_rows", title)
-    return found
+    return state.train.model, found
 
 
 def _new_regressor(inputs: "SelectorInputs") -> "Regression":
