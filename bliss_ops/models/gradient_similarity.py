@@ -25,7 +25,7 @@ from bliss_ops.models.sequence_gradients import SequenceGradients, TokenGradient
 
 # Numbers of a block, of all sequences together. On a CPU a block has to stay in the cache between one operation and the next: 1.1 ns
 # for every number of Gamma up to 2^19 of them, 2.2 ns above (1 MB of second-level cache per core).
-_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}
+_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)

@@ -111,13 +111,14 @@ class SequenceGradients:
         """The gradients of each sequence's loss, by parameter; they hold the activations of this batch until they are dropped."""
         if not self.is_batched:
             return self._one_by_one(input_ids_BT)
+        self._seen.clear()  # of a pass that ran out of memory
         with torch.enable_grad():
             hidden_BTD = hidden_states(self.model, input_ids_BT)[:, :-1]
         with torch.no_grad():
             states_BTD, matrix_VD = hidden_BTD.contiguous(), output_matrix(self.model)
             slope_BTV = _loss_slope(F.linear(states_BTD, matrix_VD), input_ids_BT[:, 1:])
             hidden_slope_BTD = (slope_BTV @ matrix_VD.to(slope_BTV.dtype)).to(hidden_BTD.dtype) / states_BTD.shape[1]
-            states_BTD = states_BTD / states_BTD.shape[1]  # of the mean over T; the slope itself is V/D times as much to divide
+            states_BTD = states_BTD / states_BTD.shape[1]  # a mean over T; the slope would be V/D times as much to divide
         torch.autograd.backward(hidden_BTD, hidden_slope_BTD)
         found: dict[str, list[ParameterGradient]] = {self.names[self.head.weight]: [MatrixGradient(states_BTD, slope_BTV)]}
         with torch.no_grad():

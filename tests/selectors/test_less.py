@@ -20,6 +20,7 @@ from bliss_ops.corpus import validation
 from bliss_ops.lake import write_parquet
 from bliss_ops.models import language
 from bliss_ops.models.gradient_similarity import AdamMoments
+from bliss_ops.models.sequence_gradients import SequenceGradients
 from bliss_ops.rank_correlation import area_under_curve
 from bliss_ops.selectors import SelectorInputs, less
 from bliss_ops.sharding import ROWS_PER_SHARD
@@ -146,6 +147,24 @@ def test_the_ranking_knows_neither_batches_nor_shards(fitted: dict[str, UPath], 
         assert (np.argsort(found) == np.argsort(together)).all()
     parts = [less.load_scorer(fitted[projection])(ids[part], tokens[part]) for part in (slice(0, 5), slice(5, 20))]
     np.testing.assert_allclose(np.concatenate(parts), together, rtol=0, atol=1e-6)
+
+
+def test_a_pass_that_does_not_fit_is_done_in_halves(fitted: dict[str, UPath], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory ends in the middle of a pass, when part of its gradients have been made."""
+    score = less.load_scorer(fitted["none"])
+    expected = score(np.arange(20), different_sequences(20))
+    whole, calls = SequenceGradients._add_gradients, 0
+
+    def add(self: SequenceGradients, found: Any, module: Any, given: torch.Tensor, slope_BTO: torch.Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if len(given) > 5 and calls > 3:
+            raise torch.OutOfMemoryError("full")
+        whole(self, found, module, given, slope_BTO)
+
+    monkeypatch.setattr(SequenceGradients, "_add_gradients", add)
+    np.testing.assert_allclose(score(np.arange(20), different_sequences(20)), expected, rtol=0, atol=1e-6)
+    assert score.batch_sequences == 5  # type: ignore[attr-defined]
 
 
 # ---- what it prefers, what it starts from ------------------------------------------------------------------------------
