@@ -181,15 +181,15 @@ class CheckpointSeries:
 
     def _newest(self, broken: list[str]) -> tuple[dict[str, torch.Tensor] | None, UPath | None]:
         steps = self.steps()
-        if self.final.exists():
-            tensors = _read(self.final, broken)
-            if tensors is not None and int(tensors.get(NUM_STEPS, -1)) >= max(steps, default=-1):
-                return tensors, self.final
+        ended = _read(self.final, broken) if self.final.exists() else None
+        at = -1 if ended is None else int(ended.get(NUM_STEPS, -1))
         for step in reversed(steps):
+            if step <= at:
+                break
             tensors = _read(checkpoint_path(self.final, step), broken)
             if tensors is not None:
                 return tensors, checkpoint_path(self.final, step)
-        return None, None
+        return (None, None) if ended is None else (ended, self.final)
 
     def _save(self, path: UPath) -> None:
         """Copy state and metrics as of now and write them in the background; waits for the former checkpoint."""

@@ -179,8 +179,9 @@ class _Target:
     def train_extra_branch(self, step: int) -> list[dict[str, float]]:
         """The decay branch from that step of the round; returns its rows. One that is finished is left as it is."""
         folder, done = branch_folder(step), self.directory / "branches" / f"step-{step:06d}" / METRICS
-        self.workers.barrier()
-        if done.exists():  # written last
+        is_done = done.exists()  # written last
+        self.workers.barrier()  # nobody writes it before all have looked
+        if is_done:
             return [json.loads(line) for line in done.read_text().splitlines()]
         end = self.first_step + step + self.run.config.pretraining.decay_steps
         point = checkpoint_path(self.directory / TARGET, self.first_step + step)
@@ -243,7 +244,11 @@ class _Target:
 
     def export(self, folder: str) -> None:
         """The weights as `AutoModelForCausalLM` loads them; every worker gives its part."""
-        weights = {name: parallel.whole(value.detach()).cpu() for name, value in self.state.model.state_dict().items()}
+        weights = {}
+        for name, value in self.state.model.state_dict().items():
+            tensor = parallel.whole(value.detach())
+            if self.workers.writes:
+                weights[name] = tensor.cpu()
         if self.workers.writes:
             language.save(self.state.model, self.directory, folder, weights=weights)
 
