@@ -217,6 +217,6 @@ def test_more_rounds_extend_runs_whose_windows_stay(lake: Lake) -> None:
     configured(lake, "random,dsir", "0", overrides={"window_shards": 2, "num_rounds": 1})
     assert configured(lake, "random,dsir", "0", overrides={"window_shards": 2, "num_rounds": 3}).num_rounds == 3
     assert {lake.run(name).config.num_rounds for name in lake.run_names()} == {3}
-    with pytest.raises(ValueError, match="pretraining.num_steps"):
+    with pytest.raises(ValueError, match=r"pretraining\.num_steps"):
         configured(lake, "random,dsir", "0", overrides={"window_shards": 2, "num_rounds": 4, "pretraining.num_steps": 9})
     assert {lake.run(name).config.num_rounds for name in lake.run_names()} == {3}, "nothing is written where anything is wrong"
