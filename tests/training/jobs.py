@@ -106,7 +106,14 @@ def batch_of(step: int, num_sequences: int = 7) -> np.ndarray:
 
 
 def train(
-    directory: str, last_step: int = 4, *, sharding: str = "replicated", checkpointing: bool = False, sequences: int = 7, micro: int = 2
+    directory: str,
+    last_step: int = 4,
+    *,
+    sharding: str = "replicated",
+    checkpointing: bool = False,
+    sequences: int = 7,
+    micro: int = 2,
+    clip: float = 0.5,
 ) -> None:
     """Train a model in float64 into `directory`, alone or as one of several workers; goes on from what is there."""
     torch.set_num_threads(1)
@@ -122,7 +129,7 @@ def train(
         checkpoint_every_steps=2,
         learning_rate=lambda step: warmup_stable(step, peak=3e-3, warmup_steps=3),
         micro_batch_sequences=micro,
-        max_gradient_norm=0.5,
+        max_gradient_norm=clip,
         metrics=StepMetrics(here / "metrics.jsonl", "job", last_step, sequences * T),
         workers=workers,
     )
