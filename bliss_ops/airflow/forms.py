@@ -148,8 +148,8 @@ def _optional(name: str, field: dict[str, Any], section: str) -> Param:
     """One setting that may stay empty. Its default is not shown: what counts is the recipe's value."""
     value = next((option for option in field.get("anyOf", ()) if option.get("type") != "null"), field)
     bounds = {key: value[key] for key in BOUNDS if key in value}
-    if value["type"] == "array":  # of tables, which the form takes as JSON
-        bounds["items"] = {"type": "object"}
+    if value["type"] == "array":  # of names, of numbers, or of tables, which the form takes as JSON
+        bounds["items"] = {"type": "object"} if "$ref" in value["items"] else value["items"]
     if "enum" in bounds:
         bounds["enum"] = [*bounds["enum"], None]
     return Param(

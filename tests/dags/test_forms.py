@@ -59,6 +59,17 @@ def test_tables_are_entered_as_json() -> None:
     assert forms.recipe(FILLED | {"ingest.validation.others": others}).ingest.validation.others[0].weight == 0.5
 
 
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [("evaluation.tasks", ["sciq", "lambada_openai"], ["trivia"]), ("pretraining.decay_at_steps", [100, 200], ["soon"])],
+)
+def test_lists_of_names_and_numbers_are_checked_by_the_form(key: str, good: object, bad: object) -> None:
+    param = forms.round_params()[key]
+    assert param.resolve(good) == good
+    with pytest.raises(ValueError, match="Failed validating"):
+        param.resolve(bad)
+
+
 def test_variants_are_methods_of_the_form_and_change_its_recipe() -> None:
     param = forms.round_params()["method"]
     assert param.resolve("bliss-released") == "bliss-released"
