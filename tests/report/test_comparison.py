@@ -13,7 +13,7 @@ import pytest
 
 from bliss_ops.lake import Lake
 from bliss_ops.report.comparison import compare
-from bliss_ops.report.comparison_losses import losses_by_method
+from bliss_ops.report.comparison.losses import losses_by_method
 from tests.lakes import make_corpus, make_run
 from tests.report.test_report import Page
 

@@ -3,14 +3,14 @@
 import pytest
 
 from bliss_ops.evaluation.paired import PairedDifference
-from bliss_ops.report.comparison_charts import lines_by_tokens, mean_line
-from bliss_ops.report.comparison_curves import Crossing, Curve, SpeedUp, comparable, crossing, speed_up
-from bliss_ops.report.comparison_losses import Mean, coverage, losses_by_method, mean_of, verdict
-from bliss_ops.report.comparison_overlap import by_chance, by_method, jaccard, numbered
-from bliss_ops.report.comparison_rows import Row
-from bliss_ops.report.comparison_summary import caveats, method_rows, ratio
-from bliss_ops.report.comparison_table import flops, memory, seconds
-from bliss_ops.report.comparison_tasks import task_results
+from bliss_ops.report.comparison.charts import lines_by_tokens, mean_line
+from bliss_ops.report.comparison.curves import Crossing, Curve, SpeedUp, comparable, crossing, speed_up
+from bliss_ops.report.comparison.losses import Mean, coverage, losses_by_method, mean_of, verdict
+from bliss_ops.report.comparison.overlap import by_chance, by_method, jaccard, numbered
+from bliss_ops.report.comparison.rows import Row
+from bliss_ops.report.comparison.summary import caveats, method_rows, ratio
+from bliss_ops.report.comparison.table import flops, memory, seconds
+from bliss_ops.report.comparison.tasks import task_results
 
 CURVE = [(100.0, 6.0), (200.0, 5.0), (300.0, 4.6), (400.0, 4.8)]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bliss_ops import costs
 from bliss_ops.lake import Run
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report.comparison_losses import Key
+from bliss_ops.report.comparison.losses import Key
 
 
 @dataclass(frozen=True)

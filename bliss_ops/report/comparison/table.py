@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bliss_ops.report.charts import signed
-from bliss_ops.report.comparison_losses import Mean
+from bliss_ops.report.comparison.losses import Mean
 
 if TYPE_CHECKING:
-    from bliss_ops.report.comparison_summary import MethodRow
+    from bliss_ops.report.comparison.summary import MethodRow
 
 UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 

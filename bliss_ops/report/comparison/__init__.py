@@ -20,14 +20,16 @@ from bliss_ops.config import RunConfig
 from bliss_ops.corpus.arrays import Float64s, Int64s
 from bliss_ops.lake import Lake, Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report import charts, comparison_overlap, comparison_table, page
-from bliss_ops.report.comparison_charts import lines_by_tokens, styles_of
-from bliss_ops.report.comparison_costs import RunCost, costs_by_method, run_cost
-from bliss_ops.report.comparison_curves import Curve, SpeedUp, comparable, read_curve, speed_up
-from bliss_ops.report.comparison_losses import Key, MethodLoss, against, losses_by_method
-from bliss_ops.report.comparison_rows import Row
-from bliss_ops.report.comparison_summary import caveats, method_rows
-from bliss_ops.report.comparison_tasks import METRICS, TaskResult, pair, task_results, task_rows
+from bliss_ops.report import charts, page
+from bliss_ops.report.comparison import overlap as overlaps
+from bliss_ops.report.comparison import table
+from bliss_ops.report.comparison.charts import lines_by_tokens, styles_of
+from bliss_ops.report.comparison.costs import RunCost, costs_by_method, run_cost
+from bliss_ops.report.comparison.curves import Curve, SpeedUp, comparable, read_curve, speed_up
+from bliss_ops.report.comparison.losses import Key, MethodLoss, against, losses_by_method
+from bliss_ops.report.comparison.rows import Row
+from bliss_ops.report.comparison.summary import caveats, method_rows
+from bliss_ops.report.comparison.tasks import METRICS, TaskResult, pair, task_results, task_rows
 from bliss_ops.report.curves import Result, read_run
 from bliss_ops.report.facts import Distribution, Facts, Source
 
@@ -99,10 +101,10 @@ def compare(
         if not any(member.result or member.distribution for member in members):
             raise ValueError(f"none of {', '.join(names)} has finished scores or an evaluation in round {round_number}: run them first")
         directory = output or lake.comparison(_name([run.name for run in runs]))
-        html, summary, table = _render(members, round_number, baseline, missing or {}, title)
+        html, summary, markdown = _render(members, round_number, baseline, missing or {}, title)
     write_bytes(directory / "index.html", html.encode())
     write_json(directory / "summary.json", summary)
-    write_bytes(directory / "table.md", table.encode())
+    write_bytes(directory / "table.md", markdown.encode())
     return directory / "index.html"
 
 
@@ -179,7 +181,7 @@ def _render(
     kind, speed_ups = speed_ups_of(members, baseline)
     rows = method_rows(losses, speed_ups, costs, baseline)
     tasks = _tasks(members, round_number, baseline)
-    overlap, overlap_of_methods = comparison_overlap.overlap(together, round_number)
+    overlap, overlap_of_methods = overlaps.overlap(together, round_number)
     methods = list(dict.fromkeys(member.config.method for member in members))
     said = caveats(losses, baseline, missing)
     unfair = [(name, values) for name, values in settings if name.startswith(SHARED)]
@@ -204,7 +206,7 @@ def _render(
     }
     share = together[0].counts["num_selected"] / together[0].counts["num_candidates"] if together else 0.0
     html = page.render(
-        "compare.html",
+        "comparison.html",
         title=title,
         members=members,
         methods=methods,
@@ -223,25 +225,25 @@ def _render(
         spreads=[(member, _histogram(member)) for member in _examples(members)],
         left_out=sum(member.distribution is not None for member in members) - len(_examples(members)),
         together=together,
-        numbered=comparison_overlap.numbered(together)[0] if together else [],
-        in_full=len(together) <= comparison_overlap.MOST_RUNS,
-        by_chance=comparison_overlap.by_chance(share),
+        numbered=overlaps.numbered(together)[0] if together else [],
+        in_full=len(together) <= overlaps.MOST_RUNS,
+        by_chance=overlaps.by_chance(share),
         other_windows=any(member.config.num_rounds > 1 or member.config.window_shards for member in together)
         and len({member.config.seed for member in together}) > 1,
         apart=[member for member in members if member.distribution is not None and member not in together],
         unscored=[member for member in members if member.distribution is None],
-        kept=comparison_overlap.kept(together),
+        kept=overlaps.kept(together),
         overlap=overlap,
-        correlation=comparison_overlap.correlation(together),
+        correlation=overlaps.correlation(together),
         settings=settings,
         unfair=unfair,
         recipes=list(dict.fromkeys(member.config.recipe for member in members)),
-        with_error=comparison_table.with_error,
-        flops=comparison_table.flops,
-        seconds=comparison_table.seconds,
-        memory=comparison_table.memory,
+        with_error=table.with_error,
+        flops=table.flops,
+        seconds=table.seconds,
+        memory=table.memory,
     )
-    return html, summary, comparison_table.markdown(rows, baseline, said)
+    return html, summary, table.markdown(rows, baseline, said)
 
 
 def _with_the_same_sequences(members: Sequence[Member]) -> list[Member]:
@@ -290,7 +292,7 @@ def _task_charts(members: Sequence[Member], methods: Sequence[str]) -> list[tupl
 def _examples(members: Sequence[Member]) -> list[Member]:
     """Runs whose scores are drawn: all of a few, else the first of each method."""
     scored = [member for member in members if member.distribution is not None]
-    if len(scored) <= comparison_overlap.MOST_RUNS:
+    if len(scored) <= overlaps.MOST_RUNS:
         return scored
     return list({member.config.method: member for member in reversed(scored)}.values())[::-1]
 

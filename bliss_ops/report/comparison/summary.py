@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bliss_ops.report.comparison_costs import MethodCost
-from bliss_ops.report.comparison_curves import SpeedUp
-from bliss_ops.report.comparison_losses import NUM_ERRORS, Mean, MethodLoss, coverage, mean_of
+from bliss_ops.report.comparison.costs import MethodCost
+from bliss_ops.report.comparison.curves import SpeedUp
+from bliss_ops.report.comparison.losses import NUM_ERRORS, Mean, MethodLoss, coverage, mean_of
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from bliss_ops.report import charts
-from bliss_ops.report.comparison_curves import Point
+from bliss_ops.report.comparison.curves import Point
 
 STYLES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))

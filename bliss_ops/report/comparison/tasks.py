@@ -13,8 +13,8 @@ from bliss_ops.evaluation.measures import ACCURACY, ACCURACY_NORM, AVERAGE, BITS
 from bliss_ops.evaluation.paired import PairedDifference, paired_differences
 from bliss_ops.lake import Run
 from bliss_ops.manifest import find_manifest
-from bliss_ops.report.comparison_losses import Key, Mean, mean_of, verdict
-from bliss_ops.report.comparison_rows import Row, evaluation_rows
+from bliss_ops.report.comparison.losses import Key, Mean, mean_of, verdict
+from bliss_ops.report.comparison.rows import Row, evaluation_rows
 
 METRICS = (ACCURACY_NORM, ACCURACY, BITS_PER_BYTE)  # the others of a task are in its run's own results
 LOWER_IS_BETTER = (BITS_PER_BYTE,)

@@ -14,7 +14,7 @@ from bliss_ops import costs
 from bliss_ops.lake import Run
 from bliss_ops.manifest import find_manifest
 from bliss_ops.models.flops import model_flops
-from bliss_ops.report.comparison_rows import evaluation_rows
+from bliss_ops.report.comparison.rows import evaluation_rows
 from bliss_ops.report.curves import read_rows
 
 Point = tuple[float, float]  # tokens, loss
