@@ -33,7 +33,9 @@ def headline(run: Run) -> str:
 
 
 def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dict[str, Any]]:
-    """Write a page for every round up to `round_number`, the last one as `index.html` too, and `summary.json` about that.
+    """Write a page for every finished round up to `round_number`, the last one as `index.html` too, and `summary.json` about that.
+
+    The page of an earlier round whose artifacts have been deleted since stays as it is.
 
     Returns:
         The files of the report and the summary.
@@ -42,19 +44,20 @@ def write(run: Run, round_number: int, directory: UPath) -> tuple[list[str], dic
         ValueError: a round has no finished scores or selection.
     """
     made = navigation.pages_made(directory)
-    pages = {navigation.page_of(number): navigation.made_from(run, number) for number in range(1, round_number + 1)}
-    for number, page_name in enumerate(pages, start=1):
+    rounds = navigation.rounds_shown(run, round_number, made)
+    pages = {navigation.page_of(number): navigation.made_from(run, number) for number in rounds}
+    for number, page_name in zip(rounds, pages, strict=True):
         path = directory / page_name
-        is_as_made = number < round_number and made.get(page_name) == pages[page_name]
-        if not (is_as_made and navigation.link_again(path, number, round_number)):
-            html, summary = _page(run, number, last_round=round_number)
+        stays = number < round_number and (made.get(page_name) == pages[page_name] or not navigation.is_whole(run, number))
+        if not (stays and navigation.link_again(path, number, rounds)):
+            html, summary = _page(run, number, rounds=rounds)
             write_bytes(path, html.encode())
     write_bytes(directory / navigation.INDEX, html.encode())
     write_json(directory / "summary.json", summary | {"pages": pages})
     return [*pages, navigation.INDEX, "summary.json"], summary | {"pages": pages}
 
 
-def _page(run: Run, round_number: int, *, last_round: int) -> tuple[str, dict[str, Any]]:
+def _page(run: Run, round_number: int, *, rounds: list[int]) -> tuple[str, dict[str, Any]]:
     """A round's page and its headline numbers."""
     config = run.config
     ours = read_run(run, round_number)
@@ -117,7 +120,7 @@ def _page(run: Run, round_number: int, *, last_round: int) -> tuple[str, dict[st
         settings=page.settings(config),
         spent=spent,
         tasks=asked,
-        links=navigation.links(round_number, last_round),
+        links=navigation.links(round_number, rounds),
         provenance=_provenance(run, round_number),
     )
     return html, summary

@@ -6,6 +6,7 @@ again when a round follows.
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 from upath import UPath
@@ -16,6 +17,7 @@ from bliss_ops.manifest import find_manifest
 INDEX = "index.html"
 BEGIN, END = "<!-- rounds -->", "<!-- end of rounds -->"
 MADE_FROM = ("scores", "fidelity", "selection", "pretrain", "evaluation")
+SHOWN = ("scores", "selection", "evaluation")  # without which there is no page
 
 
 def page_of(round_number: int) -> str:
@@ -23,19 +25,29 @@ def page_of(round_number: int) -> str:
     return f"round-{round_number:02d}.html"
 
 
-def links(round_number: int, last_round: int) -> Markup:
+def rounds_shown(run: Run, last_round: int, made: Mapping[str, str]) -> list[int]:
+    """The rounds that have a page: those whose artifacts are there, and those whose page was made while they were."""
+    return [*(number for number in range(1, last_round) if page_of(number) in made or is_whole(run, number)), last_round]
+
+
+def is_whole(run: Run, round_number: int) -> bool:
+    """Whether there is what a round's page cannot do without."""
+    return all(find_manifest(run.round(round_number) / name) for name in SHOWN)
+
+
+def links(round_number: int, rounds: Sequence[int]) -> Markup:
     """Links to the rounds before and after, and to the index; nothing where there is one round."""
-    if last_round == 1:
+    if len(rounds) == 1:
         return Markup(BEGIN + END)  # noqa: S704 - constants
-    parts = []
-    if round_number > 1:
-        parts.append(f'<a rel="prev" href="{page_of(round_number - 1)}">← round {round_number - 1}</a>')
+    parts, at = [], rounds.index(round_number)
+    if at > 0:
+        parts.append(f'<a rel="prev" href="{page_of(rounds[at - 1])}">← round {rounds[at - 1]}</a>')
     parts += [
         f'<b aria-current="page">round {number}</b>' if number == round_number else f'<a href="{page_of(number)}">{number}</a>'
-        for number in range(1, last_round + 1)
+        for number in rounds
     ]
-    if round_number < last_round:
-        parts.append(f'<a rel="next" href="{page_of(round_number + 1)}">round {round_number + 1} →</a>')
+    if at < len(rounds) - 1:
+        parts.append(f'<a rel="next" href="{page_of(rounds[at + 1])}">round {rounds[at + 1]} →</a>')
     parts.append(f'<a href="{escape(INDEX)}">latest</a>')
     return Markup(f'{BEGIN}<nav class="rounds" aria-label="Rounds">{" ".join(parts)}</nav>{END}')  # noqa: S704 - numbers and constants
 
@@ -58,7 +70,7 @@ def pages_made(directory: UPath) -> dict[str, str]:
     return dict(summary.get("pages", {}))
 
 
-def link_again(path: UPath, round_number: int, last_round: int) -> bool:
+def link_again(path: UPath, round_number: int, rounds: Sequence[int]) -> bool:
     """Write the links of a page that is there again; False where it is not."""
     try:
         html = path.read_bytes().decode()
@@ -68,5 +80,5 @@ def link_again(path: UPath, round_number: int, last_round: int) -> bool:
     _, end, after = rest.partition(END)
     if not (begin and end):
         return False
-    write_bytes(path, (before + str(links(round_number, last_round)) + after).encode())
+    write_bytes(path, (before + str(links(round_number, rounds)) + after).encode())
     return True

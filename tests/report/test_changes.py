@@ -9,6 +9,7 @@ import pytest
 
 from bliss_ops import report
 from bliss_ops.lake import Lake, Run
+from bliss_ops.manifest import read_manifest
 from bliss_ops.report import changes
 from bliss_ops.report.facts import Facts
 from tests.lakes import make_corpus, make_round, make_run, produce
@@ -58,8 +59,9 @@ def test_the_first_round_has_none_before_it(lake: Lake) -> None:
 def test_rounds_with_other_candidates_compare_by_source_alone(lake: Lake) -> None:
     run = two_rounds(lake)
     here = run.round(1)
+    made = read_manifest(here / "selection", made_by="select").metrics
     for name in ("scores", "selection"):  # as if round 1 had been offered shard 1 alone
-        produce(lake, here / name, name, lambda directory: (["shard-00001.parquet"], {}), shards=[1])
+        produce(lake, here / name, name, lambda directory: (["shard-00001.parquet"], made), shards=[1])
     after = run.round(2)
     counts = {"num_candidates": 30, "num_selected": 6, "threshold": 24.0, "num_ties_at_threshold": 1, "num_ties_kept": 1, "num_tokens": 96}
     produce(lake, after / "scores", "score", lambda directory: (["shard-00000.parquet"], {}), shards=[0])

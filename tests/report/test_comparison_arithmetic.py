@@ -3,8 +3,8 @@
 import pytest
 
 from bliss_ops.evaluation.paired import PairedDifference
-from bliss_ops.report.comparison.charts import lines_by_tokens, mean_line
 from bliss_ops.report.comparison.curves import Crossing, Curve, SpeedUp, comparable, crossing, speed_up
+from bliss_ops.report.comparison.lines import lines_by_tokens, mean_line
 from bliss_ops.report.comparison.losses import Mean, coverage, losses_by_method, mean_of, verdict
 from bliss_ops.report.comparison.overlap import by_chance, by_method, jaccard, numbered
 from bliss_ops.report.comparison.rows import Row

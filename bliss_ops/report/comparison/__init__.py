@@ -23,9 +23,9 @@ from bliss_ops.manifest import find_manifest
 from bliss_ops.report import charts, page
 from bliss_ops.report.comparison import overlap as overlaps
 from bliss_ops.report.comparison import table
-from bliss_ops.report.comparison.charts import lines_by_tokens, styles_of
 from bliss_ops.report.comparison.costs import RunCost, costs_by_method, run_cost
 from bliss_ops.report.comparison.curves import Curve, SpeedUp, comparable, read_curve, speed_up
+from bliss_ops.report.comparison.lines import lines_by_tokens, styles_of
 from bliss_ops.report.comparison.losses import Key, MethodLoss, against, losses_by_method
 from bliss_ops.report.comparison.rows import Row
 from bliss_ops.report.comparison.summary import caveats, method_rows
