@@ -1,8 +1,7 @@
 """A model as a scorer: token ids in, one float32 per sequence out, as fast as the device goes.
 
 A CPU computes at once. A GPU only queues: `queue` returns before the device is done, so that the next batch's work is there when this
-one's ends, and results are waited for later. The size of a forward pass is found here when none is set. On a CPU it is a fixed number
-of tokens, so that scores repeat bit for bit; on a GPU it follows the free memory, and is halved where that was too much.
+one's ends, and results are waited for later. The size of a forward pass is found when none is set (pass_size.py).
 
 Legend of shapes: B sequences, T tokens.
 """
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bliss_ops.config import ComputeConfig
+from bliss_ops.models.pass_size import found_size, in_passes
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 # A CPU is fastest while the activations of a pass stay in its cache: tokens/s of one thread at 2k, 4k, 8k and 32k tokens a pass are
 # 194k, 192k, 141k and 131k for tiny-neox-64 (T = 128), and 5.5k, 5.5k, 4.9k and 4.3k for pythia-31m (T = 1024).
 CPU_TOKENS = 4096
-GPU_TOKENS = 1 << 19  # more keep no GPU busier
-_SHARE_OF_FREE_MEMORY = 0.8
 _PROBED_SEQUENCES = 8
 
 
@@ -66,7 +64,9 @@ class ModelScorer:
 
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.batch_sequences = batch_sequences or self._automatic(sequence_length)
+        self.batch_sequences = batch_sequences or found_size(
+            self.device, sequence_length, self._score, cpu_tokens=CPU_TOKENS, num_probed=_PROBED_SEQUENCES
+        )
         log.info("scoring %d sequences of %d tokens at a time on %s", self.batch_sequences, sequence_length, self.device)
         compiled(self.model, compute)
         self._is_padded = compute.compile
@@ -80,35 +80,13 @@ class ModelScorer:
         import torch
 
         torch.set_num_threads(1)  # OpenMP keeps this for every thread of the process, and we may be in a new one
-        parts: list[torch.Tensor] = []
-        begin = 0
-        while begin < len(input_ids_BT):
-            rows = input_ids_BT[begin : begin + (self.batch_sequences or len(input_ids_BT))]
-            part = self._score_if_it_fits(rows)
-            if part is not None:
-                parts.append(part)
-                begin += len(rows)
-            else:
-                self.batch_sequences = (len(rows) + 1) // 2
-                log.warning("out of memory with %d sequences at a time: %d from now on", len(rows), self.batch_sequences)
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+        parts = in_passes(self, input_ids_BT, self._score)
 
         def wait() -> np.ndarray:
             score_B: np.ndarray = np.concatenate([part.float().cpu().numpy() for part in parts])
             return self.finish(sequence_ids_B, score_B) if self.finish else score_B
 
         return wait
-
-    def _score_if_it_fits(self, rows_BT: np.ndarray) -> "torch.Tensor | None":
-        import torch
-
-        try:
-            return self._score(rows_BT)
-        except torch.OutOfMemoryError:
-            if len(rows_BT) == 1:
-                raise
-            return None  # outside of the handler, where the exception's frames no longer hold the memory
 
     def _score(self, rows_BT: np.ndarray) -> "torch.Tensor":
         import torch
@@ -123,21 +101,3 @@ class ModelScorer:
             input_ids_BT = input_ids_BT.pin_memory().to(self.device, non_blocking=True)
         with torch.inference_mode(), autocast(self.device):
             return self.forward(input_ids_BT)[:num_rows]
-
-    def _automatic(self, sequence_length: int) -> int:
-        import torch
-
-        if self.device.type != "cuda":
-            return max(1, CPU_TOKENS // sequence_length)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        self._score(np.zeros((_PROBED_SEQUENCES, sequence_length), np.int64))
-        needed = (torch.cuda.max_memory_allocated(self.device) - before) / _PROBED_SEQUENCES
-        torch.cuda.empty_cache()
-        return largest_batch(torch.cuda.mem_get_info(self.device)[0], needed, sequence_length)
-
-
-def largest_batch(free_bytes: int, bytes_per_sequence: float, sequence_length: int) -> int:
-    """The largest power of two of sequences that a GPU with so much free memory scores at once."""
-    most = min(_SHARE_OF_FREE_MEMORY * free_bytes / max(bytes_per_sequence, 1.0), GPU_TOKENS / sequence_length)
-    return 1 << max(0, int(most).bit_length() - 1)

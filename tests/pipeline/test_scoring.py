@@ -19,7 +19,8 @@ from bliss_ops import pipeline, scoring, selectors, sharding
 from bliss_ops.config import ComputeConfig
 from bliss_ops.lake import Lake, shard_file
 from bliss_ops.manifest import read_manifest
-from bliss_ops.models.scorer import CPU_TOKENS, GPU_TOKENS, ModelScorer, largest_batch
+from bliss_ops.models.pass_size import GPU_TOKENS, largest_batch
+from bliss_ops.models.scorer import CPU_TOKENS, ModelScorer
 from bliss_ops.scoring import read_ahead, seconds_covered
 from bliss_ops.sharding import map_locally
 
