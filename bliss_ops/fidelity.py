@@ -31,12 +31,14 @@ MOST_POSITIONS = 1 << 16  # of the stream that probes are drawn from: at most fi
 
 
 def probe_model(run: Run, round_number: int) -> "StartingModel":
-    """The state the round starts from."""
+    """The state the round starts from; a proxy in the warm-up serves methods that need none themselves, where runs share one."""
+    from bliss_ops.training import sharing
     from bliss_ops.training.starting import starting_model
 
     before = run.round(round_number - 1) / "pretrain" if round_number > 1 else run.warmup
-    has_proxy = selectors.uses_proxy(run.config.method)
-    return starting_model(run.config, round_number, warmup=run.warmup, reference=before, has_proxy=has_proxy)
+    warmed = sharing.owner(run).config
+    config = run.config.model_copy(update={"proxy": warmed.proxy})
+    return starting_model(config, round_number, warmup=run.warmup, reference=before, has_proxy=selectors.uses_proxy(warmed.method))
 
 
 def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], Metrics]:

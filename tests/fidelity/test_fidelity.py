@@ -1,5 +1,6 @@
 """Measured influence against an independent computation, which model is probed, what is written, and where it can be asked for."""
 
+import json
 import shutil
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from upath import UPath
 from bliss_ops import fidelity, pipeline, report, schemas, store
 from bliss_ops.corpus import validation
 from bliss_ops.corpus.reading import iter_shard
-from bliss_ops.lake import Run, shard_file, write_parquet
+from bliss_ops.lake import Run, shard_file, write_json, write_parquet
 from bliss_ops.models import language
 from bliss_ops.rank_correlation import spearman
 from bliss_ops.sharding import ROWS_PER_SHARD
@@ -118,6 +119,14 @@ def test_the_state_the_round_starts_from_is_probed(make_tiny_run: MakeRun) -> No
     warm = make_tiny_run(target={"warmup_steps": 4})
     assert fidelity.probe_model(warm, 1).path == warm.warmup / TARGET
     assert pipeline.fidelity(warm, 1).metrics["model"] == "warmed-up target"
+
+
+def test_a_method_without_a_proxy_is_judged_on_that_of_the_warm_up_it_shares(make_tiny_run: MakeRun) -> None:
+    owner, random = make_tiny_run(), make_tiny_run("random")
+    config = json.loads((random.path / "config.json").read_text())
+    write_json(random.path / "config.json", config | {"warmup_of": owner.name})
+    metrics = pipeline.fidelity(random.lake.run(random.name), 1).metrics
+    assert (metrics["measured"], metrics["model"]) == (True, "warmed-up proxy")
 
 
 def test_probes_are_drawn_from_what_training_does_not_read() -> None:
