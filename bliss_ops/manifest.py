@@ -167,7 +167,9 @@ class Artifact:
         self.begin()
         with metering.recorded(self.directory, self.fingerprint):
             files, metrics = make(self.directory)
-        return self.commit(files, metrics, cost=metering.spent(self.directory, self.fingerprint))
+        manifest = self.commit(files, metrics, cost=metering.spent(self.directory, self.fingerprint))
+        metering.forget(self.directory)  # the manifest has the sum
+        return manifest
 
     def metered(self, launch: Launcher) -> Launcher:
         """`launch`, with what its workers cost added to this artifact's."""

@@ -17,7 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 from upath import UPath
 
-from bliss_ops.lake import write_json
+from bliss_ops.lake import is_local, write_json
 from bliss_ops.launching import Job, Launcher
 from bliss_ops.sharding import Cost
 
@@ -168,9 +168,15 @@ def spent(directory: UPath, fingerprint: str) -> Cost:
 
 
 def forget(directory: UPath) -> None:
-    """Remove the records of an artifact that is begun anew."""
-    for path in _records(directory):
+    """Remove the records of an artifact that is finished, or begun anew."""
+    folder = directory / RECORDS
+    if not folder.exists():
+        return
+    for path in folder.iterdir():
         path.unlink(missing_ok=True)
+    if is_local(directory):
+        with suppress(OSError):  # another process at the same work may just be writing its record
+            folder.rmdir()
 
 
 def metered(launch: Launcher, directory: UPath, fingerprint: str) -> Launcher:
