@@ -1,5 +1,7 @@
 """What the tasks of a comparison decide, without a scheduler: over a lake whose runs are configured and of which nothing is done."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ class TaskInstance:
 
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")  # `bliss` is beside this Python
     monkeypatch.setenv("BLISS_LAKE", str(tmp_path / "lake"))
     lake = Lake.open()
     comparisons.configure(lake, "smoke", ["random", "bliss"], [0, 1], overrides={"num_rounds": 3, "compute.num_workers": 2})

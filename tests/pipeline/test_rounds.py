@@ -1,6 +1,7 @@
 """Rounds: what each inherits, windows that never overlap, more rounds later, and too little data said before work begins."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -195,7 +196,7 @@ def test_it_is_refused_by_the_first_stage_where_the_corpus_came_later(copied: La
 
 def test_a_bound_that_holds_and_a_finished_run_are_let_through(copied: Lake, capsys: pytest.CaptureFixture[str]) -> None:
     assert configure(copied, "enough", pretraining__max_epochs=0.2) == 0
-    assert "the pretraining goes over them 0.13 to 0.15 times" in capsys.readouterr().err
+    assert re.search(r"the pretraining goes over them 0\.1\d( to 0\.1\d)? times", capsys.readouterr().err)
     run = copied.run(RUN)
     tight = run.config.model_copy(update={"pretraining": run.config.pretraining.model_copy(update={"max_epochs": 0.001})})
     rounds.check(tight, run)  # every round has its selection: there is nothing to be told in time any more
