@@ -179,9 +179,8 @@ def training_cost(run: Run, round_number: int) -> SelectionCost:
     return _together(run, round_number, TRAINING)
 
 
-def stage_costs(run: Run, round_number: int) -> dict[str, StageCost]:
-    """Every finished stage of a round, with the warm-up in round 1."""
-    work = recorded_work(run, round_number)
+def stage_costs(run: Run, round_number: int, work: Mapping[str, StageWork]) -> dict[str, StageCost]:
+    """What every finished stage of a round took, with the warm-up in round 1; `work` is what `recorded_work` found of it."""
     taken = dict(_taken(run, round_number, work))
     return {name: _stage_cost(work[name], taken[name]) for name in work if name in taken}
 
@@ -218,7 +217,8 @@ def _stage_cost(work: StageWork, cost: Cost | None) -> StageCost:
 
 
 def _together(run: Run, round_number: int, names: tuple[str, ...]) -> SelectionCost:
-    stages = {name: stage for name, stage in stage_costs(run, round_number).items() if name in names}
+    taken = stage_costs(run, round_number, recorded_work(run, round_number))
+    stages = {name: stage for name, stage in taken.items() if name in names}
     measured = [
         (stage.seconds, stage.device_seconds, stage.peak_memory_bytes)
         for stage in stages.values()

@@ -115,8 +115,9 @@ def actual(run: Run) -> Plan:
         raise ValueError(f"run {run.name!r} has no round with scores yet, so there is nothing to hold a plan against")
     by_stage: dict[str, list[StagePlan]] = {}
     for number in numbers:
-        taken = costs.stage_costs(run, number)
-        for name, work in costs.recorded_work(run, number).items():
+        done = costs.recorded_work(run, number)
+        taken = costs.stage_costs(run, number, done)
+        for name, work in done.items():
             manifest = costs.stage_manifest(run, number, name)
             if manifest is not None and name in taken:
                 stage = StagePlan(

@@ -103,7 +103,7 @@ def _of_run(lake: Lake, name: str) -> list[Measured]:
         if find_manifest(run.round(number) / "scores") is None:
             continue
         work = costs.recorded_work(run, number)
-        for stage, cost in costs.stage_costs(run, number).items():
+        for stage, cost in costs.stage_costs(run, number, work).items():
             if cost.device_seconds:
                 num_tokens = work[stage].num_tokens or 0
                 found.append(Measured(stage, run.config.method, cost.device, cost.flops, num_tokens, cost.device_seconds))

@@ -5,7 +5,7 @@
     asking          every question to a model, every answer kept
     measures        from answers to accuracies, bits per byte and their standard errors
     paired          the difference between two runs, by questions drawn again
-    table           results for a reader
+    word_runs       runs of words that two texts share, which contamination.py looks for
 
 Every model of the pretrain artifact is evaluated, the decay branches in the middle, too. A finished task of a model is kept in
 `answers/` until the artifact is finished: a killed evaluation asks only what it had not asked.

@@ -46,7 +46,8 @@ def read(run: Run, round_number: int) -> Spending:
         if find_manifest(directory) is None:
             return Spending(f"the corpus's {what} is not in the lake, so its work cannot be counted")
     sizes = costs.sizes_of(run, round_number)
-    done, taken = costs.recorded_work(run, round_number), costs.stage_costs(run, round_number)
+    done = costs.recorded_work(run, round_number)
+    taken = costs.stage_costs(run, round_number, done)
     planned = costs.round_work(run.config, sizes, round_number)
     stages = [
         StageSpending(

@@ -1,7 +1,6 @@
 """A comparison through the real Airflow and a real Ray: one failing run, going on, nothing to do, later rounds; minutes long."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from bliss_ops import comparisons
 from bliss_ops.cli import main
 from bliss_ops.lake import Lake
 from bliss_ops.manifest import read_manifest
-from bliss_ops.stack import compare_in_airflow, local
+from bliss_ops.stack import compare_in_airflow
 from bliss_ops.stack.airflow_api import TaskInstance
 from bliss_ops.stack.local import State
 
@@ -19,20 +18,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CHOICE = {"methods": ["random", "perplexity"], "seeds": [0, 1], "name": None, "baseline": "random"}
 SETTINGS = {"num_rounds": 1, "fidelity.num_probes": 16}
-
-
-@pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    return Lake.open(tmp_path_factory.mktemp("lake"))
-
-
-@pytest.fixture(scope="module")
-def state(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
-    state = local.up(lake, tmp_path_factory.mktemp("state"))
-    try:
-        yield state
-    finally:
-        local.down(state.layout.state_dir)
 
 
 def tasks(state: State, run_id: str) -> dict[str, TaskInstance]:

@@ -4,7 +4,6 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 
@@ -21,20 +20,6 @@ from bliss_ops.stack.follow import follow
 from bliss_ops.stack.local import State
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
-    return Lake.open(tmp_path_factory.mktemp("lake"))
-
-
-@pytest.fixture(scope="module")
-def state(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Iterator[State]:
-    state = local.up(lake, tmp_path_factory.mktemp("state"))
-    try:
-        yield state
-    finally:
-        local.down(state.layout.state_dir)
 
 
 def test_it_listens_on_loopback_only(state: State) -> None:
