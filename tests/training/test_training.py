@@ -1,4 +1,4 @@
-"""The training loop against an independent plain loop, exact resume, shapes of published size, export and learning rates."""
+"""The training loop against an independent plain loop, exact resume, export and learning rates."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.corpus.validation import ValidationRows
 from bliss_ops.lake import shard_file
 from bliss_ops.models import language
-from bliss_ops.models.shapes import model_vocab_size
 from bliss_ops.training import parallel
 from bliss_ops.training.device import explained_out_of_memory
 from bliss_ops.training.jobs import batch_description
@@ -21,15 +20,6 @@ from bliss_ops.training.metrics import StepMetrics
 from bliss_ops.training.schedules import linear_decay, warmup_stable
 from bliss_ops.training.state import TrainState, adamw
 from tests.training import jobs
-
-PUBLISHED = {  # parameters with embeddings, from the Pythia suite's model cards
-    "pythia-31m": 30_494_720,
-    "pythia-70m": 70_426_624,
-    "pythia-160m": 162_322_944,
-    "pythia-410m": 405_334_016,
-    "pythia-1b": 1_011_781_632,
-    "pythia-2.8b": 2_775_208_960,
-}
 
 
 def new_state(seed: int = 0) -> TrainState:
@@ -200,18 +190,6 @@ def test_mean_token_loss_of_several_sets_is_the_weighted_mean_of_their_losses() 
     both, sums, counts = mean_token_loss(model, ValidationRows(tokens, labels, weights[set_N], set_N))
     assert both == pytest.approx(sum(losses) / 2, rel=1e-6)
     assert both != pytest.approx(sums.sum() / counts.sum(), rel=1e-4)  # which the plain mean is not
-
-
-@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
-def test_named_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    assert language.num_parameters(name) == parameters
-
-
-def test_vocabularies_are_padded_or_refused() -> None:
-    assert model_vocab_size("tiny-neox-64", 1000) == 1024
-    assert model_vocab_size("pythia-410m", 50_277) == 50_304
-    with pytest.raises(ValueError, match="has a vocabulary of 50,304"):
-        model_vocab_size("pythia-410m", 50_305)
 
 
 @pytest.mark.parametrize("shape", ["tiny-neox-64", "tiny-llama-96"])
