@@ -161,7 +161,6 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
         "API__SECRET_KEY": secrets.token_urlsafe(32),
         "API_AUTH__JWT_SECRET": secrets.token_urlsafe(48),
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
-        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.5,
         "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 2,
         "SCHEDULER__ENABLE_HEALTH_CHECK": False,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
