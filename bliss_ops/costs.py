@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from bliss_ops import selectors
 from bliss_ops.config import ModelConfig, RunConfig
+from bliss_ops.fidelity import num_positions_read
 from bliss_ops.lake import Run
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
 from bliss_ops.models.flops import ModelFlops, model_flops
@@ -79,7 +80,7 @@ def round_work(config: RunConfig, sizes: Sizes, round_number: int) -> dict[str, 
         num_sequences=sizes.num_candidates,
         validation_row_tokens=sizes.num_guide_tokens / sizes.num_guide_rows if sizes.num_guide_rows else None,
     )
-    num_read = _num_sequences_fitted(config)
+    num_read = num_positions_read(config)
     work: dict[str, StageWork] = {}
     if round_number == 1:
         if has_proxy:
@@ -243,13 +244,6 @@ def _evaluating(number: int, sizes: Sizes, model: ModelFlops) -> StageWork:
     """The held-out loss of each model; what zero-shot tasks take is not counted."""
     num_tokens = number * sizes.num_holdout_tokens
     return StageWork(None, num_tokens, num_tokens * model.forward)
-
-
-def _num_sequences_fitted(config: RunConfig) -> int | None:
-    """Candidate sequences that bilevel training reads; None for other methods, whose modules count FLOPs alone."""
-    if "bilevel" not in selectors.load(config.method).SECTIONS:
-        return None
-    return config.bilevel.num_steps * config.bilevel.num_inner_steps * config.bilevel.batch_sequences
 
 
 def _fidelity(config: RunConfig, sizes: Sizes, round_number: int, has_proxy: bool) -> StageWork:

@@ -15,9 +15,9 @@ from upath import UPath
 
 from bliss_ops import rank_correlation, schemas, selectors
 from bliss_ops.config import RunConfig
-from bliss_ops.lake import Run, shard_file, write_bytes, write_parquet
+from bliss_ops.lake import Run, shard_file, write_parquet
 from bliss_ops.manifest import Metrics
-from bliss_ops.sharding import ROWS_PER_SHARD, Progress
+from bliss_ops.sharding import ROWS_PER_SHARD
 
 if TYPE_CHECKING:
     from bliss_ops.training.starting import StartingModel
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INFLUENCES = "influences.parquet"
-MEASURED = "measured.f64"  # influences of the first probes, for a killed stage to go on from; gone when it finishes
-SAVE_EVERY_PROBES = 16
 MOST_POSITIONS = 1 << 16  # of the stream that probes are drawn from: at most five blocks have to be read for them
 
 
@@ -49,7 +47,7 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
     """
     from bliss_ops.corpus import tokenizer, validation
     from bliss_ops.corpus.reading import SequenceReader
-    from bliss_ops.training.influence import one_step_influences
+    from bliss_ops.training.probing import MEASURED, measured_influences
     from bliss_ops.training.starting import restored
 
     config, settings = run.config, run.config.fidelity
@@ -67,23 +65,13 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
     rows = np.sort(np.random.default_rng([config.seed, 0x66]).permutation(len(guide))[: settings.validation_rows])
 
     state = restored(model, config, tokenizer.vocab_size(run.corpus), learning_rate=settings.learning_rate)
-    known = np.frombuffer((directory / MEASURED).read_bytes()).tolist() if (directory / MEASURED).exists() else []
     title = f"fidelity {run.name} round {round_number}"
-    if known:
-        log.info("%s: going on after probe %d", title, len(known))
-    progress = Progress(title, len(probes_MT) - len(known), unit="probes", seconds_between_lines=3.0)
-
-    def after_probe(influences: list[float]) -> None:
-        progress.advance()
-        if len(influences) % SAVE_EVERY_PROBES == 0:
-            write_bytes(directory / MEASURED, np.array(influences).tobytes())
-
-    found = one_step_influences(state, probes_MT, guide.take(rows), known=known, after_probe=after_probe)
+    found = measured_influences(state, probes_MT, guide.take(rows), directory=directory, title=title, section="fidelity")
     influence_M = found.influence_M
     score_M = scores_of(run.round(round_number) / "scores", sequence_ids_M)
     columns = {"sequence_id": sequence_ids_M, "influence": influence_M, "score": score_M}
     write_parquet(directory / INFLUENCES, pa.table(columns, schema=schemas.INFLUENCES).sort_by("sequence_id"))
-    (directory / MEASURED).unlink(missing_ok=True)
+    (directory / MEASURED).unlink()  # the table has them
     spearman = rank_correlation.spearman(score_M, influence_M)
     error = rank_correlation.spearman_standard_error(score_M, influence_M, seed=config.seed)
     log.info(

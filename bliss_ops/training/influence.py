@@ -7,7 +7,7 @@ a nat, which bfloat16 products would round away. Memory: seven times the paramet
 Legend of shapes: M probes, N validation rows, B rows of a forward pass, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -45,7 +45,6 @@ def one_step_influences(
     *,
     max_gradient_norm: float | None = None,
     section: str = "fidelity",
-    known: Sequence[float] = (),
     after_probe: Callable[[list[float]], None] = lambda _: None,
 ) -> Influences:
     """Validation loss before minus after one optimizer step on each probe alone.
@@ -56,7 +55,6 @@ def one_step_influences(
         validation: the rows whose weighted mean loss over all counted tokens is measured.
         max_gradient_norm: the gradient of a probe is scaled down to this norm; None leaves it as it is.
         section: of the settings, whose `learning_rate` the message of an error names.
-        known: influences of the first probes, of a job that was killed.
         after_probe: called after each with the influences so far.
 
     Raises:
@@ -72,8 +70,8 @@ def one_step_influences(
         _step_on_nothing(state)
         momentum = before - _mean_loss(state.model, batches)
         checkpoint.restore()
-        influences = list(known)
-        for probe_T in probes_MT[len(influences) :]:
+        influences: list[float] = []
+        for probe_T in probes_MT:
             _step_on(state, torch.from_numpy(probe_T[None].astype(np.int64)).to(device), max_gradient_norm)
             influences.append(before - _mean_loss(state.model, batches))
             checkpoint.restore()

@@ -20,7 +20,6 @@ from bliss_ops.training.workers import ALONE, Workers
 log = logging.getLogger(__name__)
 
 PROBES_PER_BLOCK = 32
-BLOCKS = "probed"  # folder of the blocks
 MEASURED = "influences.f64"  # loss, momentum and all influences
 
 
@@ -88,7 +87,7 @@ def _read(directory: UPath) -> Influences:
 
 
 def _path(directory: UPath, block: int) -> UPath:
-    return directory / BLOCKS / f"block-{block:05d}.f64"
+    return directory / f"probed-{block:05d}.f64"
 
 
 def _rows(block: int, num_probes: int) -> range:

@@ -19,7 +19,7 @@ from bliss_ops.models import language
 from bliss_ops.rank_correlation import spearman
 from bliss_ops.sharding import ROWS_PER_SHARD
 from bliss_ops.sql import open_snapshot
-from bliss_ops.training import influence
+from bliss_ops.training import influence, probing
 from bliss_ops.training.influence import one_step_influences
 from bliss_ops.training.state import PROXY, TARGET, TrainState, adamw
 from tests.fidelity.conftest import SHAPE, VOCAB, read_influences
@@ -183,11 +183,12 @@ def test_a_killed_stage_goes_on_with_the_probes_that_are_missing(make_tiny_run: 
     run = make_tiny_run()
     undisturbed = pipeline.fidelity(run, 1)
     shutil.rmtree(str(run.round(1) / "fidelity"))
+    monkeypatch.setattr(probing, "PROBES_PER_BLOCK", 16)
     steps, real = [], influence._step_on
 
     def dying(state: TrainState, input_ids_BT: torch.Tensor, max_gradient_norm: float | None) -> None:
         steps.append(1)
-        if len(steps) == fidelity.SAVE_EVERY_PROBES + 3:
+        if len(steps) == 16 + 3:
             raise KeyboardInterrupt
         real(state, input_ids_BT, max_gradient_norm)
 
@@ -196,8 +197,8 @@ def test_a_killed_stage_goes_on_with_the_probes_that_are_missing(make_tiny_run: 
         pipeline.fidelity(run, 1)
     manifest = pipeline.fidelity(run, 1)
     assert (manifest.outputs, manifest.metrics) == (undisturbed.outputs, undisturbed.metrics)
-    assert len(steps) == 24 + 3, "the probes after the last save were lost, and no others"
-    assert not (run.round(1) / "fidelity" / fidelity.MEASURED).exists()
+    assert len(steps) == 24 + 3, "the probes after the last whole block were lost, and no others"
+    assert not (run.round(1) / "fidelity" / probing.MEASURED).exists()
 
 
 def test_the_store_has_the_influences_and_the_fidelity_of_every_source(make_tiny_run: MakeRun) -> None:

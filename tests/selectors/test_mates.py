@@ -20,7 +20,7 @@ from bliss_ops.models import language
 from bliss_ops.rank_correlation import area_under_curve, spearman
 from bliss_ops.selectors import SelectorInputs, mates, random
 from bliss_ops.sharding import ROWS_PER_SHARD
-from bliss_ops.training import influence, probing, regression
+from bliss_ops.training import influence, regression
 from bliss_ops.training.probing import measured_influences
 from bliss_ops.training.starting import restored, starting_model
 from bliss_ops.training.state import PROXY
@@ -176,7 +176,7 @@ def test_a_killed_fit_goes_on_where_it_was(
     monkeypatch.setattr(influence, "_step_on", step_on)
     with pytest.raises(KeyboardInterrupt):
         mates.fit(inputs, killed)
-    measured = list((killed / probing.BLOCKS).iterdir())
+    measured = list(killed.glob("probed-*"))
     assert len(measured) == 1, "one block of 32 of the 49 that were probed"
     monkeypatch.setattr(regression, "predictions", Dying(regression.predictions, at=5))
     with pytest.raises(KeyboardInterrupt):
@@ -205,11 +205,11 @@ def test_influences_do_not_depend_on_how_probes_are_divided_over_workers(inputs:
     shared = UPath(tmp_path / "shared")
     with pytest.raises(FileNotFoundError):  # what the first worker measures is not there yet
         measured_influences(state, probes_MT[:70], guide, directory=shared, title="t", section="mates", workers=Second(1, 2))
-    assert sorted(path.name for path in (shared / probing.BLOCKS).iterdir()) == ["block-00001.f64", "block-00002.f64"]
+    assert sorted(path.name for path in shared.glob("probed-*")) == ["probed-00001.f64", "probed-00002.f64"]
     together = measured_influences(state, probes_MT[:70], guide, directory=shared, title="t", section="mates")
     assert together.influence_M.tolist() == alone.influence_M.tolist()
     assert (together.loss, together.momentum) == (alone.loss, alone.momentum)
-    assert not list((shared / probing.BLOCKS).iterdir())
+    assert not list(shared.glob("probed-*"))
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
