@@ -15,7 +15,7 @@ from bliss_ops.report import changes, charts
 from bliss_ops.report.facts import reach
 
 if TYPE_CHECKING:
-    from bliss_ops.report.comparison import Member
+    from bliss_ops.report.comparison.members import Member
 
 MOST_SOURCES = 40
 LONGEST_COLUMN = 10  # characters
