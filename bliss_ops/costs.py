@@ -88,7 +88,7 @@ def round_work(config: RunConfig, sizes: Sizes, round_number: int) -> dict[str, 
         work[WARM_UP_TARGET] = _training(config.target.warmup_steps * settings.batch_sequences, length, target)
     work["fit"] = StageWork(num_read, None if num_read is None else num_read * length, flops.fit)
     work["score"] = StageWork(sizes.num_candidates, sizes.num_candidates * length, flops.score)
-    work["fidelity"] = _fidelity(config, sizes, round_number, has_proxy)
+    work["fidelity"] = _fidelity(config, sizes, round_number)
     work["select"] = StageWork(sizes.num_candidates, sizes.num_candidates * length)
     work["materialize"] = StageWork(sizes.num_selected, sizes.num_selected * length)
     num_validation_tokens = num_validation_points(config) * sizes.num_holdout_tokens
@@ -246,10 +246,11 @@ def _evaluating(number: int, sizes: Sizes, model: ModelFlops) -> StageWork:
     return StageWork(None, num_tokens, num_tokens * model.forward)
 
 
-def _fidelity(config: RunConfig, sizes: Sizes, round_number: int, has_proxy: bool) -> StageWork:
-    """Nothing where the round starts from an untrained model (training/starting.py)."""
+def _fidelity(config: RunConfig, sizes: Sizes, round_number: int) -> StageWork:
+    """Nothing where the round starts from an untrained model (training/starting.py); a shared warm-up without a target's is a proxy's."""
     if round_number > 1 or config.target.warmup_steps > 0:
         return _probing(config.fidelity.num_probes, _per_token(config.target, config, sizes.vocab_size), config, sizes)
+    has_proxy = selectors.uses_proxy(config.method) or config.warmup_of is not None
     num_probes = config.fidelity.num_probes if has_proxy and config.proxy.warmup_steps > 0 else 0
     return _probing(num_probes, _per_token(config.proxy, config, sizes.vocab_size), config, sizes)
 

@@ -34,6 +34,17 @@ def test_tokens_sequences_and_flops_are_those_recorded(finished: Lake, method: s
     assert (plan.selection_share == 0) == (method == "random")
 
 
+def test_fidelity_is_planned_where_a_shared_warm_up_has_a_proxy_to_probe(finished: Lake) -> None:
+    run = finished.run("smoke-random-s0")
+    sizes, untrained = costs.sizes_of(run, 1), run.config.target.model_copy(update={"warmup_steps": 0})
+    alone = run.config.model_copy(update={"target": untrained})
+    shared = alone.model_copy(update={"warmup_of": "smoke-bliss-s0"})
+    with_proxy = alone.model_copy(update={"method": "bliss"})
+    assert costs.round_work(alone, sizes, 1)["fidelity"].flops == 0
+    assert costs.round_work(shared, sizes, 1)["fidelity"] == costs.round_work(with_proxy, sizes, 1)["fidelity"]
+    assert costs.round_work(shared, sizes, 1)["fidelity"].flops > 0
+
+
 def test_what_is_recorded_is_what_the_files_hold(finished: Lake) -> None:
     """Not the plan again: the rows of the loop's own file, and of the scores."""
     run = finished.run("smoke-bliss-s0")
