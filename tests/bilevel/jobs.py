@@ -39,15 +39,17 @@ MODEL = "score_model.safetensors"
 
 
 class DyingMetrics(StepMetrics):
-    """Metrics whose process comes to harm after a step: it is killed (but once, as the file `only_once` says) or waits to be."""
+    """Metrics whose process comes to harm after a step: it is killed (but once, as the file `only_once` says) or says it waits to be."""
 
     die_at: int | None = None
     pause_at: int | None = None
+    pid_file: UPath
     only_once: Path | None = None
 
     def line(self, step: int, **values: float) -> None:
         super().line(step, **values)
         if step == self.pause_at:
+            write_bytes(self.pid_file, str(os.getpid()).encode())
             time.sleep(600)
         if step == self.die_at and (self.only_once is None or not self.only_once.exists()):
             if self.only_once is not None:
@@ -69,11 +71,9 @@ def train(
     workers, device = Workers.current(), choose_device(ComputeConfig(device="cpu", num_threads=1))
     config, here = BilevelConfig.model_validate(SETTINGS | settings), UPath(directory)
     metrics = DyingMetrics(here / "metrics.jsonl", "job", config.num_steps, config.batch_sequences * T)
-    metrics.pause_at = pause_at
+    metrics.pause_at, metrics.pid_file = pause_at, here / f"pid-{workers.rank}"
     if workers.rank == dying_rank % workers.count:
         metrics.die_at, metrics.only_once = die_at, Path(only_once) if only_once else None
-    if pause_at is not None:
-        write_bytes(here / f"pid-{workers.rank}", str(os.getpid()).encode())
     state = new_state(config, double=double)
     train_score_model(state, candidates(here), guide(), config, seed=0, device=device, directory=here, metrics=metrics, workers=workers)
     if workers.writes:
