@@ -47,9 +47,13 @@ def launch_here(job: Job, num_workers: int) -> None:
 
 def _work(rank: int, job: Job, num_workers: int, meeting: str) -> None:
     import logging
+    import signal
 
     import torch
+    from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
+    # torch asks for SIGINT when the driver dies, and a worker has been seen to outlive that; files are safe from SIGKILL anyway.
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
     # The workers of a job say the same, so one of them speaks.
     level = logging.INFO if rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
