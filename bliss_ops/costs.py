@@ -80,7 +80,7 @@ def round_work(config: RunConfig, sizes: Sizes, round_number: int) -> dict[str, 
         num_sequences=sizes.num_candidates,
         validation_row_tokens=sizes.num_guide_tokens / sizes.num_guide_rows if sizes.num_guide_rows else None,
     )
-    num_read = num_positions_read(config)
+    num_read = num_positions_read(config, sizes.num_candidates)
     work: dict[str, StageWork] = {}
     if round_number == 1:
         if has_proxy:

@@ -57,7 +57,7 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
         return [], {"measured": False, "reason": model.reason}
     window = selectors.window(run, round_number)
     candidates = SequenceReader([shard_file(run.corpus.sequences, shard) for shard in window])
-    num_read = num_positions_read(config)
+    num_read = num_positions_read(config, candidates.num_sequences)
     positions = probe_positions(candidates.num_sequences, settings.num_probes, num_read or 0, config.seed)
     probes = [candidates.batch(int(position), 1, config.seed) for position in positions]
     sequence_ids_M, probes_MT = (np.concatenate(column) for column in zip(*probes, strict=True))
@@ -98,11 +98,11 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
     }
 
 
-def num_positions_read(config: RunConfig) -> int | None:
+def num_positions_read(config: RunConfig, num_candidates: int) -> int | None:
     """Positions of the candidate stream, from its beginning, whose influences the method learns from; None where it learns from none."""
     sections = selectors.load(config.method).SECTIONS
     if "mates" in sections:
-        return config.mates.num_probes
+        return min(config.mates.num_probes, num_candidates)
     if "bilevel" not in sections:
         return None
     return config.bilevel.num_steps * config.bilevel.num_inner_steps * config.bilevel.batch_sequences

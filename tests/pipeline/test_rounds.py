@@ -196,7 +196,14 @@ def test_it_is_refused_by_the_first_stage_where_the_corpus_came_later(copied: La
 
 def test_a_bound_that_holds_and_a_finished_run_are_let_through(copied: Lake, capsys: pytest.CaptureFixture[str]) -> None:
     assert configure(copied, "enough", pretraining__max_epochs=0.2) == 0
-    assert re.search(r"the pretraining goes over them 0\.1\d( to 0\.1\d)? times", capsys.readouterr().err)
+    said = re.search(r"sequences, ([\d, to]+) kept; the pretraining goes over them ([\d. to]+) times", capsys.readouterr().err)
+    assert said is not None
+    settings = copied.run("enough").config.pretraining
+    num_trained = (settings.num_steps + settings.decay_steps) * settings.batch_sequences
+    epochs = {
+        f"{num_trained / int(kept.replace(',', '')):.2f}" for kept in said[1].split(" to ")
+    }  # how much is kept depends on the machine's text
+    assert said[2] == " to ".join(sorted(epochs))
     run = copied.run(RUN)
     tight = run.config.model_copy(update={"pretraining": run.config.pretraining.model_copy(update={"max_epochs": 0.001})})
     rounds.check(tight, run)  # every round has its selection: there is nothing to be told in time any more

@@ -147,7 +147,9 @@ def test_gumbel_top_one_is_a_draw_in_proportion_to_the_tempered_weights() -> Non
 
 
 def test_fidelity_probes_what_mates_has_not_learned_from(inputs: SelectorInputs) -> None:
-    assert fidelity.num_positions_read(inputs.config.model_copy(update={"method": "mates"})) == inputs.config.mates.num_probes
+    config = inputs.config.model_copy(update={"method": "mates"})
+    assert fidelity.num_positions_read(config, 10 * config.mates.num_probes) == config.mates.num_probes
+    assert fidelity.num_positions_read(config, config.mates.num_probes - 1) == config.mates.num_probes - 1
 
 
 # ---- rounds, kills, workers ------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from bliss_ops.manifest import find_manifest
 from bliss_ops.report import page
 from bliss_ops.report.comparison import overlap, pictures, table
 from bliss_ops.report.comparison.findings import Findings
-from bliss_ops.report.comparison.members import read_member
+from bliss_ops.report.comparison.members import methods_of, read_member
 
 BASELINE = "random"
 
@@ -70,7 +70,7 @@ def compare(
 
 
 def _page(found: Findings, drawn_overlap: Markup | None, title: str | None) -> str:
-    members, together, methods = found.members, found.together, found.methods
+    members, together, methods = found.members, found.together, methods_of(found.members)
     examples = pictures.examples(members)
     share = together[0].counts["num_selected"] / together[0].counts["num_candidates"] if together else 0.0
     return page.render(

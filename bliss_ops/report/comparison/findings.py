@@ -7,7 +7,7 @@ from typing import Any
 from bliss_ops.report.comparison.costs import MethodCost, costs_by_method
 from bliss_ops.report.comparison.curves import SpeedUp, comparable, speed_up
 from bliss_ops.report.comparison.losses import Mean, MethodLoss, against, losses_by_method
-from bliss_ops.report.comparison.members import Member, differing_settings, with_the_same_sequences
+from bliss_ops.report.comparison.members import Member, differing_settings, methods_of, with_the_same_sequences
 from bliss_ops.report.comparison.summary import MethodRow, caveats, method_rows
 from bliss_ops.report.comparison.tasks import TaskResult, pair, task_results
 
@@ -57,11 +57,6 @@ class Findings:
         )
 
     @property
-    def methods(self) -> list[str]:
-        """In the order of the runs."""
-        return list(dict.fromkeys(member.config.method for member in self.members))
-
-    @property
     def unfair(self) -> Settings:
         """Settings that a fair comparison shares, and these runs do not."""
         return [(name, values) for name, values in self.settings if name.startswith(SHARED)]
@@ -78,10 +73,7 @@ class Findings:
             "speed_up": {"points": self.kind, "runs": [_plain_speed_up(one) for one in self.speed_ups]},
             "costs": [vars(cost) for cost in self.costs],
             "tasks": [_plain_task(result) for result in self.tasks],
-            "overlap": {
-                "methods": list(dict.fromkeys(member.config.method for member in self.together)),
-                "jaccard": overlap_of_methods,
-            },
+            "overlap": {"methods": methods_of(self.together), "jaccard": overlap_of_methods},
             "differing_settings": {name: dict(values) for name, values in self.settings},
             "caveats": self.caveats,
         }

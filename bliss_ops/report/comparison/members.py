@@ -78,6 +78,11 @@ def read_member(number: int, run: Run, round_number: int, scratch: Path) -> Memb
     return member
 
 
+def methods_of(members: Sequence[Member]) -> list[str]:
+    """The methods, in the order of the runs."""
+    return list(dict.fromkeys(member.config.method for member in members))
+
+
 def with_the_same_sequences(members: Sequence[Member]) -> list[Member]:
     """The largest group of runs that chose among the same sequences."""
     groups: dict[str | None, list[Member]] = {}

@@ -5,17 +5,14 @@ equal seeds, on the diagonal the mean over pairs of seeds of one method, which i
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 
 from bliss_ops.rank_correlation import spearman
 from bliss_ops.report import changes, charts
+from bliss_ops.report.comparison.members import Member, methods_of
 from bliss_ops.report.facts import reach
-
-if TYPE_CHECKING:
-    from bliss_ops.report.comparison.members import Member
 
 MOST_SOURCES = 40
 LONGEST_COLUMN = 10  # characters
@@ -23,7 +20,7 @@ MOST_RUNS = 8  # more make unreadable matrices
 Matrix = list[list[float | None]]
 
 
-def kept(members: Sequence["Member"]) -> Markup | None:
+def kept(members: Sequence[Member]) -> Markup | None:
     """Source by run (or method): the share that is kept."""
     if not members:
         return None
@@ -37,7 +34,7 @@ def kept(members: Sequence["Member"]) -> Markup | None:
     return charts.matrix(names, columns, values, title=title, format_value=lambda value: f"{value:.0%}", limits=(0.0, highest))
 
 
-def overlap(members: Sequence["Member"], round_number: int) -> tuple[Markup | None, Matrix]:
+def overlap(members: Sequence[Member], round_number: int) -> tuple[Markup | None, Matrix]:
     """Jaccard of every two selections, drawn, and the values by method (mean over pairs)."""
     if len(members) < 2:
         return None, []
@@ -51,12 +48,12 @@ def overlap(members: Sequence["Member"], round_number: int) -> tuple[Markup | No
     return _drawn(members, values, title, "{:.0%}"), by_method(members, values)
 
 
-def correlation(members: Sequence["Member"]) -> Markup | None:
+def correlation(members: Sequence[Member]) -> Markup | None:
     """Spearman of every two runs' scores, drawn."""
     return _drawn(members, correlations(members), "Rank correlation of the scores", "{:+.2f}") if len(members) > 1 else None
 
 
-def correlations(members: Sequence["Member"]) -> Matrix:
+def correlations(members: Sequence[Member]) -> Matrix:
     """Spearman of every two runs' scores on the sampled sequences that both scored; None where there are too few."""
     values: Matrix = [[None] * len(members) for _ in members]
     for i, a in enumerate(members):
@@ -79,9 +76,9 @@ def by_chance(share: float) -> float:
     return share / (2 - share)
 
 
-def by_method(members: Sequence["Member"], values: Matrix) -> Matrix:
+def by_method(members: Sequence[Member], values: Matrix) -> Matrix:
     """Means over pairs of runs: of equal seeds between two methods, of different seeds within one."""
-    methods = list(dict.fromkeys(member.config.method for member in members))
+    methods = methods_of(members)
 
     def mean(a: str, b: str) -> float | None:
         pairs = [
@@ -95,15 +92,15 @@ def by_method(members: Sequence["Member"], values: Matrix) -> Matrix:
     return [[mean(a, b) for b in methods] for a in methods]
 
 
-def numbered(members: Sequence["Member"]) -> tuple[list[str], list[str]]:
+def numbered(members: Sequence[Member]) -> tuple[list[str], list[str]]:
     """The methods as names of rows and of columns; where a name is longer than a column is wide, columns have numbers."""
-    methods = list(dict.fromkeys(member.config.method for member in members))
+    methods = methods_of(members)
     if max(map(len, methods)) <= LONGEST_COLUMN:
         return methods, methods
     return [f"{number} {method}" for number, method in enumerate(methods, start=1)], [str(number + 1) for number in range(len(methods))]
 
 
-def _drawn(members: Sequence["Member"], values: Matrix, title: str, form: str) -> Markup:
+def _drawn(members: Sequence[Member], values: Matrix, title: str, form: str) -> Markup:
     if len(members) <= MOST_RUNS:
         rows, columns = [member.label for member in members], [str(member.number) for member in members]
     else:
@@ -116,16 +113,16 @@ def _written(form: str) -> Callable[[float], str]:
     return lambda value: form.format(round(value, 2) + 0.0).replace("-", "\N{MINUS SIGN}")  # no minus before zero
 
 
-def _columns(members: Sequence["Member"]) -> list[tuple[str, list["Member"]]]:
+def _columns(members: Sequence[Member]) -> list[tuple[str, list[Member]]]:
     """What the columns stand for: each run by its number, or, of many runs, each method."""
     if len(members) <= MOST_RUNS:
         return [(str(member.number), [member]) for member in members]
-    methods = list(dict.fromkeys(member.config.method for member in members))
+    methods = methods_of(members)
     _, names = numbered(members)
     return [(name, [member for member in members if member.config.method == method]) for name, method in zip(names, methods, strict=True)]
 
 
-def _share(member: "Member", name: str) -> float | None:
+def _share(member: Member, name: str) -> float | None:
     source = member.sources.get(name)
     return source.num_selected / source.num_sequences if source else None
 
