@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-EXTRAS ?= train,evaluate,ray,airflow,explore,dev
+EXTRAS ?= train,evaluate,ray,airflow,postgres,explore,dev
 RECIPE ?= demo
 
 .DEFAULT_GOAL := help
