@@ -11,13 +11,14 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from upath import UPath
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 DEFAULT_LAKE = "lake"
 TEMPORARY = ".tmp"  # ending of a file that is being written
+REQUESTS_AT_ONCE = 32  # of an object store
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -249,6 +254,29 @@ def sweep_temporary_files(directory: UPath, *, older_than_seconds: float = 3600.
 def sha256_of(stream: IO[bytes]) -> str:
     """Hex digest of what there is to read, in bounded memory."""
     return hashlib.file_digest(cast("Any", stream), "sha256").hexdigest()  # every stream of fsspec has `readinto`, its type does not say so
+
+
+def read_bytes(path: UPath) -> bytes:
+    """A small file, in one request; to open it takes one more, for its size.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    data: bytes = path.fs.cat_file(path.path)
+    return data
+
+
+def at_once(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], where: UPath) -> Iterator[ResultT]:
+    """`function` of each item in their order: 32 at once of an object store, where each waits for a round trip; else one after the other.
+
+    Whoever stops taking results stops the asking, at most 32 items further.
+    """
+    if is_local(where):
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
+        for first in range(0, len(items), REQUESTS_AT_ONCE):
+            yield from threads.map(function, items[first : first + REQUESTS_AT_ONCE])
 
 
 def write_bytes(path: UPath, data: bytes) -> None:

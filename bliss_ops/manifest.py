@@ -15,8 +15,9 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -27,13 +28,14 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from bliss_ops import metering
-from bliss_ops.lake import Lake, checked_by, sha256_of, sweep_temporary_files, write_json
+from bliss_ops.lake import Lake, at_once, checked_by, read_bytes, sha256_of, sweep_temporary_files, write_json
 from bliss_ops.launching import Launcher
 from bliss_ops.sharding import Cost, Output, ShardMapper, ShardRecord, map_locally
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
+_SHARD_FILE = re.compile(r"(?:^|/)shard-(\d+)[.]parquet$")
 
 
 class ArtifactMismatchError(ValueError):
@@ -99,8 +101,11 @@ class Artifact:
         self.address = lake.relative(directory)
         self.fingerprint = _hash({"stage": stage, "identity": self.identity, "inputs": self.inputs})
 
-    def finished(self) -> Manifest | None:
+    def finished(self, only: Collection[int] | None = None) -> Manifest | None:
         """The manifest when this artifact is done and its files are in place, else None.
+
+        Args:
+            only: of these shards' files; None for all. Groups of shards look after their own, else 64 of them ask for 64 times as many.
 
         Raises:
             ArtifactMismatchError: it was begun or finished with other settings or inputs.
@@ -108,7 +113,9 @@ class Artifact:
         manifest = find_manifest(self.directory)
         if manifest is not None and not (self.replaceable and manifest.fingerprint != self.fingerprint):
             self._check_same(manifest.fingerprint, manifest.identity, manifest.inputs)
-            missing = [output.path for output in manifest.outputs if not _in_place(self.directory, output)]
+            outputs = [output for output in manifest.outputs if only is None or _is_of(output, only)]
+            are_there = at_once(partial(_in_place, self.directory), outputs, self.directory)
+            missing = [output.path for output, is_there in zip(outputs, are_there, strict=True) if not is_there]
             if not missing:
                 log.info("%s: %s is done (fingerprint %s), nothing to do", self.stage, self.address, self.fingerprint[:12])
                 return manifest
@@ -201,21 +208,20 @@ class Artifact:
         Raises:
             ReplacedError: the artifact was deleted or begun with other settings meanwhile.
         """
-        if manifest := self.finished():
+        if manifest := self.finished(only):
             return manifest
         self.begin()
         mine = sorted(set(shards) if only is None else set(shards) & set(only))
-        missing = [shard for shard in mine if find_shard(self.directory, shard) is None]
+        missing = [shard for shard, record in zip(mine, find_shards(self.directory, mine), strict=True) if record is None]
         if len(missing) < len(mine):
             log.info("%s: %d of %d shards are done already", self.stage, len(mine) - len(missing), len(mine))
         make_fenced = partial(_make_fenced, make_worker, self.directory, self.fingerprint)
         for record in mapper(make_fenced, missing, description=f"{self.stage} {self.address}", in_flight=in_flight):
             check_begun(self.directory, self.fingerprint)
             write_json(_record_path(self.directory, record.shard), record.model_dump())
-        records = [find_shard(self.directory, shard) for shard in shards]
-        if any(record is None for record in records):
+        complete = _all_records(self.directory, shards)
+        if complete is None:
             return None
-        complete = [record for record in records if record is not None]
         outputs = [output for record in complete for output in record.outputs]
         costs = [record.cost for record in complete if record.cost]
         return self.commit(outputs, check(complete), shards=shards, cost=metering.total(costs) if costs else None)
@@ -272,7 +278,7 @@ def check_begun(directory: UPath, fingerprint: str) -> None:
         ReplacedError: it was deleted, or begun with other settings or inputs.
     """
     try:
-        begun = json.loads((directory / "begun.json").read_bytes())["fingerprint"]
+        begun = json.loads(read_bytes(directory / "begun.json"))["fingerprint"]
     except FileNotFoundError:
         raise ReplacedError(f"{directory} was deleted while it was worked on: what was made since is thrown away") from None
     if begun != fingerprint:
@@ -285,10 +291,29 @@ def check_begun(directory: UPath, fingerprint: str) -> None:
 def find_shard(directory: UPath, shard: int) -> ShardRecord | None:
     """The record of a finished shard whose files are in place, else None."""
     try:
-        record = ShardRecord.model_validate_json(_record_path(directory, shard).read_bytes())
+        record = ShardRecord.model_validate_json(read_bytes(_record_path(directory, shard)))
     except FileNotFoundError:
         return None
     return record if all(_in_place(directory, output) for output in record.outputs) else None
+
+
+def find_shards(directory: UPath, shards: Sequence[int]) -> Iterator[ShardRecord | None]:
+    """`find_shard` of each of `shards`, in their order."""
+    return at_once(partial(find_shard, directory), shards, directory)
+
+
+def _all_records(directory: UPath, shards: Sequence[int]) -> list[ShardRecord] | None:
+    """The records of all shards in their order; None as soon as one is found that is not finished.
+
+    The last shards are looked at first: each group works from its first to its last, so what is missing is found there. Of 64 groups all
+    but the last few to end ask for some dozens of records instead of for every one.
+    """
+    records = []
+    for record in find_shards(directory, shards[::-1]):
+        if record is None:
+            return None
+        records.append(record)
+    return records[::-1]
 
 
 def _record_path(directory: UPath, shard: int) -> UPath:
@@ -298,7 +323,7 @@ def _record_path(directory: UPath, shard: int) -> UPath:
 def find_manifest(directory: UPath) -> Manifest | None:
     """The manifest of a finished artifact, or None."""
     try:
-        return Manifest.model_validate_json((directory / "manifest.json").read_bytes())
+        return Manifest.model_validate_json(read_bytes(directory / "manifest.json"))
     except FileNotFoundError:
         return None
 
@@ -350,8 +375,16 @@ def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:
 
 
 def _in_place(directory: UPath, output: Output) -> bool:
-    path = directory / output.path
-    return path.exists() and path.stat().st_size == output.bytes
+    try:
+        return bool((directory / output.path).stat().st_size == output.bytes)
+    except FileNotFoundError:
+        return False
+
+
+def _is_of(output: Output, shards: Collection[int]) -> bool:
+    """Whether a file is one of these shards', or of no shard."""
+    found = _SHARD_FILE.search(output.path)
+    return found is None or int(found[1]) in shards
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:
