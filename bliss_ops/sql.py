@@ -18,6 +18,7 @@ from upath import UPath
 
 from bliss_ops import queries
 from bliss_ops.lake import Lake, atomic_file, is_local
+from bliss_ops.names import quoted_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,7 +115,7 @@ def connect_read_only(file: Path, scratch: str, *, memory_limit: str, **settings
     # In a database of its own memory, so that two connections of one process need not agree on their settings.
     con = duckdb.connect(":memory:", config=config | settings)
     try:
-        con.execute(f"attach '{str(file).replace(chr(39), chr(39) * 2)}' as store (read_only)")
+        con.execute(f"attach {quoted_text(file)} as store (read_only)")
         con.execute("use store")
         con.execute("set enable_external_access = false")
         con.execute("set lock_configuration = true")

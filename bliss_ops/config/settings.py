@@ -3,20 +3,11 @@
 Settings that cannot change a result (group counts, micro-batches, paths) are marked `neutral` and stay out of every fingerprint.
 """
 
-import re
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
-
-
-def check_name(name: str) -> str:
-    """Return `name` when it is safe as one directory name, else raise ValueError saying what is allowed."""
-    if not _NAME.fullmatch(name) or ".." in name:
-        raise ValueError(f"{name!r} is not a valid name: use 1-80 of a-z 0-9 . _ - beginning with a letter or digit, without '..'")
-    return name
-
+from bliss_ops.names import check_name
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 

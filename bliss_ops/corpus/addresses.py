@@ -5,7 +5,6 @@ ValueError that names the address and what to do. Retries are few and short: a w
 """
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,8 @@ from typing import Any, BinaryIO
 import fsspec
 from upath import UPath
 
-ALLOWED = "a local path or glob, s3://bucket/key, https://host/path, http://host/path, hf://datasets/owner/name/path"
+from bliss_ops.names import RefusedHostError, check_address, check_allowed
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://|/|$)|([a-z0-9+-]+)::")
-_READABLE = re.compile(r"(s3|https|http)://[^/].*|(hf)://(datasets/|spaces/)?[^/]+/[^/]+/.+", re.DOTALL)
 _HINTS = {
     "": "check the path",
     "s3": "check bucket, key, AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (a public bucket: FSSPEC_S3_ANON=true)",
@@ -46,33 +43,38 @@ def resolve(uri: str | UPath) -> Address:
     """The address of a URI, of a local path (made absolute), or of a file of the lake.
 
     Raises:
-        ValueError: the scheme is not one of those taken.
+        ValueError: the scheme is not one of those taken, or it is outside of where sources may be.
     """
     if isinstance(uri, UPath):
         scheme = "" if uri.protocol in ("", "file", "local") else str(uri.protocol)
         return Address(str(uri), scheme, uri.fs, uri.path)
-    scheme_found = _SCHEME.match(uri)
-    if scheme_found is None:
+    scheme = check_address(uri)
+    if not scheme:
         path = os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 - Path.resolve follows links, and a linked cache hides the file's name
-        return Address(path, "", fsspec.filesystem("file"), path)
-    scheme = scheme_found[1] or scheme_found[2]
-    if not _READABLE.fullmatch(uri):
-        plain = " (give a local file by its plain path)" if scheme.lower() == "file" else ""
-        raise ValueError(f"{uri!r} is not an address that can be read{plain}: use {ALLOWED}")
+        return Address(check_allowed(path, also=_own_places()), "", fsspec.filesystem("file"), path)
+    check_allowed(uri, also=_own_places())
     with readable(uri, scheme):
-        fs = fsspec.filesystem(scheme, **_options(scheme))
+        fs = fsspec.filesystem(scheme, **_options(scheme, uri))
     return Address(uri, scheme, fs, uri if scheme in ("http", "https") else uri.removeprefix(f"{scheme}://"))
 
 
-def _options(scheme: str) -> dict[str, Any]:
+def _own_places() -> list[str]:
+    """Where sources may be in any case: the lake has the lists of what landed, and tokenizers."""
+    return [place for place in (os.environ.get("BLISS_LAKE"), os.environ.get("BLISS_LANDING")) if place]
+
+
+def _options(scheme: str, uri: str) -> dict[str, Any]:
     if scheme == "s3":
         # s3fs retries connection errors by itself; with botocore's retries on top an unreachable endpoint took minutes.
         return {"config_kwargs": {"connect_timeout": 4, "read_timeout": 60, "retries": {"max_attempts": 0}}}
     if scheme in ("http", "https"):
-        import aiohttp
+        from bliss_ops.corpus import redirects
 
-        # The default ends every request after five minutes, also one that is still streaming a large shard.
-        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)}}
+        return redirects.options(uri)
+    if scheme == "hf":
+        from bliss_ops.corpus import redirects
+
+        redirects.guard_hub()
     return {}
 
 
@@ -91,10 +93,19 @@ def readable(uri: str, scheme: str) -> Iterator[None]:
             scheme in ("http", "https") and isinstance(caught, FileNotFoundError) and isinstance(caught.__cause__, _failures(scheme))
         )
         error = caught.__cause__ if is_hidden else caught
+        if refused := _refusal(caught):
+            raise ValueError(f"{uri} is not read: {refused}") from caught
         missing = isinstance(error, FileNotFoundError)
         what = "does not exist" if missing else "may not be read" if isinstance(error, PermissionError) else "cannot be reached or read"
         detail = "" if missing else f" ({type(error).__name__}: {str(error).strip() or 'no details'})"
         raise ValueError(f"{uri} {what}{detail}: {_HINTS.get(scheme, _HINTS[''])}") from caught
+
+
+def _refusal(error: BaseException | None) -> RefusedHostError | None:
+    """What we raised ourselves below a back end, which wraps it once or twice."""
+    while error is not None and not isinstance(error, RefusedHostError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _failures(scheme: str) -> tuple[type[BaseException], ...]:

@@ -8,7 +8,6 @@ import asyncio
 import fcntl
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bliss_ops.explorer.snapshots import Snapshots, private_directory
+from bliss_ops.names import check_token
 
-_IDENTIFIER = re.compile(r"[0-9a-f]{32}")
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
@@ -156,9 +155,7 @@ class Console:
 
 
 def _directory(identifier: str) -> Path:
-    if not _IDENTIFIER.fullmatch(identifier):
-        raise ValueError("a statement is named by 32 hexadecimal digits")
-    return private_directory() / f"statement-{identifier}"
+    return private_directory() / f"statement-{check_token(identifier)}"
 
 
 def _environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ from bliss_ops.corpus.texts import DocumentText, iter_documents, read_documents
 from bliss_ops.explorer import facts, figures
 from bliss_ops.explorer.snapshots import Row, Snapshots, rows
 from bliss_ops.lake import Lake
+from bliss_ops.names import quoted_text
 from bliss_ops.report.curves import read_rows
 from bliss_ops.report.outer_loop import training_charts
 from bliss_ops.sharding import ROWS_PER_SHARD
@@ -234,7 +235,7 @@ def _question(cursor: "DuckDBPyConnection", name: str) -> tuple[str, str] | None
 
 
 def _literal(value: str | int | float) -> str:
-    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+    return quoted_text(value) if isinstance(value, str) else repr(value)
 
 
 def _run(cursor: "DuckDBPyConnection", score_run_id: str) -> Row:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bliss_ops.lake import Lake, atomic_file, is_local
+from bliss_ops.names import quoted_text
 from bliss_ops.store import tables, views
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ def open_to_check(lake: Lake) -> "Iterator[tuple[DuckDBPyConnection, bool, Calla
         if is_remote(lake):
             snapshot = Path(scratch) / lake.score_store.name
             lake.score_store.fs.get_file(lake.score_store.path, str(snapshot))
-        con.execute(f"attach '{_quoted(snapshot)}' as snapshot (read_only)")
+        con.execute(f"attach {quoted_text(snapshot)} as snapshot (read_only)")
         if has_working := path.exists():
-            con.execute(f"attach '{_quoted(path)}' as working (read_only)")
+            con.execute(f"attach {quoted_text(path)} as working (read_only)")
 
         def let_loaders_in() -> None:
             con.execute("use snapshot")
@@ -160,7 +161,7 @@ def copy_bytes(source: Path, target: Path) -> None:
 def _leave_out(con: "DuckDBPyConnection", snapshot: Path, unfinished: list[str]) -> None:
     """Delete score runs from a snapshot that is not published yet."""
     log.warning("score store: not loaded whole and left out of the snapshot: %s", ", ".join(unfinished))
-    con.execute(f"attach '{_quoted(snapshot)}' as snapshot")
+    con.execute(f"attach {quoted_text(snapshot)} as snapshot")
     con.execute("use snapshot")
     try:
         for owner in unfinished:
@@ -188,7 +189,7 @@ def _attach(con: "DuckDBPyConnection", path: Path) -> None:
     """Attach the working file, which may be new; somebody may be looking into it with a DuckDB of their own."""
     import duckdb
 
-    statement = f"attach '{_quoted(path)}' as working" + ("" if path.exists() else f" (storage_version '{FORMAT}')")
+    statement = f"attach {quoted_text(path)} as working" + ("" if path.exists() else f" (storage_version '{FORMAT}')")
     for _ in _tries(path):
         try:
             con.execute(statement)
@@ -261,7 +262,3 @@ def _sweep(lake: Lake) -> None:
     if not is_remote(lake):
         for file in Path(lake.root.path).glob(f".{lake.score_store.name}.*.tmp*"):
             file.unlink(missing_ok=True)
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
