@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_LAKE = "lake"
 TEMPORARY = ".tmp"  # ending of a file that is being written
 REQUESTS_AT_ONCE = 32  # of an object store
+CONTENTS_REMEMBERED = 256  # files are described soon after they are written
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -236,6 +237,33 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
             yield temporary
             _check()
             path.fs.put_file(str(temporary), path.path)
+            _remember_content(path, temporary)
+
+
+_contents: dict[str, tuple[int, str]] = {}  # bytes and sha256 of what this process has last put on an object store
+
+
+def _remember_content(path: UPath, uploaded: Path) -> None:
+    with uploaded.open("rb") as stream:
+        _contents[str(path)] = (uploaded.stat().st_size, sha256_of(stream))
+    while len(_contents) > CONTENTS_REMEMBERED:
+        _contents.pop(next(iter(_contents)), None)
+
+
+def uploaded_content(path: UPath) -> tuple[int, str] | None:
+    """What `content_of` gives, of a file that this process has just put on an object store and need not read back; else None."""
+    return _contents.pop(str(path), None)
+
+
+def content_of(path: UPath) -> tuple[int, str]:
+    """Bytes and sha256 of a file, read.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    with path.open("rb") as stream:
+        sha256 = sha256_of(stream)
+        return stream.seek(0, 2), sha256
 
 
 def _check() -> None:

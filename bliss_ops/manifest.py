@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from bliss_ops import metering
-from bliss_ops.lake import Lake, at_once, checked_by, read_bytes, sha256_of, sweep_temporary_files, write_json
+from bliss_ops.lake import Lake, at_once, checked_by, content_of, read_bytes, sweep_temporary_files, uploaded_content, write_json
 from bliss_ops.launching import Launcher
 from bliss_ops.sharding import Cost, Output, ShardMapper, ShardRecord, map_locally
 
@@ -342,9 +342,8 @@ def read_manifest(directory: UPath, *, made_by: str) -> Manifest:
 
 def describe(directory: UPath, file: str, rows: int | None = None) -> Output:
     """Size and sha256 of one written file."""
-    with (directory / file).open("rb") as stream:
-        sha256 = sha256_of(stream)
-        return Output(path=file, bytes=stream.seek(0, 2), sha256=sha256, rows=rows)
+    num_bytes, sha256 = uploaded_content(directory / file) or content_of(directory / file)
+    return Output(path=file, bytes=num_bytes, sha256=sha256, rows=rows)
 
 
 def check_content(directory: UPath, outputs: Iterable[Output], *, made_by: str) -> None:
@@ -355,12 +354,12 @@ def check_content(directory: UPath, outputs: Iterable[Output], *, made_by: str) 
     """
     for output in outputs:
         try:
-            found = describe(directory, output.path)
+            num_bytes, sha256 = content_of(directory / output.path)
         except FileNotFoundError:
             raise ValueError(f"{directory / output.path} is missing: run `{made_by}` again") from None
-        if found.sha256 != output.sha256:
+        if sha256 != output.sha256:
             raise ValueError(
-                f"{directory / output.path} is not what was written (sha256 {found.sha256[:12]}, {found.bytes:,} bytes; its record says "
+                f"{directory / output.path} is not what was written (sha256 {sha256[:12]}, {num_bytes:,} bytes; its record says "
                 f"{output.sha256[:12]}, {output.bytes:,} bytes): delete it and run `{made_by}` again"
             )
 
