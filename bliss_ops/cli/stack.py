@@ -34,7 +34,7 @@ def in_stack(arguments: argparse.Namespace, work: Callable[[Lake, Path], int]) -
     lake, state = Lake.open(arguments.lake), Path(arguments.state)
     started_here = arguments.start and not is_up(state)
     try:
-        if started_here:
+        if arguments.start:
             up(lake, state)
         return work(lake, state)
     finally:

@@ -11,7 +11,7 @@ from bliss_ops.lake import Lake
 from bliss_ops.recipes import RECIPES, load_recipe
 from bliss_ops.stack.airflow_api import AirflowApi
 from bliss_ops.stack.follow import follow
-from bliss_ops.stack.local import read_state
+from bliss_ops.stack.state import read_state
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,9 @@
 """`bliss up` and `bliss down`: start the local servers, wait until they are healthy, write down what to end.
 
 The state file is written before each start and removed after everything has ended, so whatever goes wrong in between,
-`bliss down` still knows what to clean up.
+`bliss down` still knows what to clean up. A supervisor stays beside the servers and restarts one that ends (see supervisor.py).
 """
 
-import json
 import logging
 import os
 import secrets
@@ -13,43 +12,21 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.error import URLError
 
 from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL, TRAINING_POOL
 from bliss_ops.lake import Lake
-from bliss_ops.stack import processes, services
+from bliss_ops.stack import processes, services, supervisor
 from bliss_ops.stack.airflow_api import AirflowApi, AirflowError
-from bliss_ops.stack.processes import Service
 from bliss_ops.stack.services import Layout
+from bliss_ops.stack.state import State, password, read_state, state_file
 
 log = logging.getLogger(__name__)
 
 DAG_IDS = frozenset({"bliss_compare", "bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"})
 START_SECONDS = 180.0
 LOG_TAIL_LINES = 20
-
-
-@dataclass
-class State:
-    """Content of `stack.json`."""
-
-    layout: Layout
-    services: list[Service] = field(default_factory=list)
-
-    def save(self) -> None:
-        layout = asdict(self.layout) | {"state_dir": str(self.layout.state_dir), "ray_temp": str(self.layout.ray_temp)}
-        text = json.dumps({"layout": layout, "services": [asdict(service) for service in self.services]}, indent=2)
-        path = _state_file(self.layout.state_dir)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
-
-    @property
-    def api(self) -> AirflowApi:
-        """Airflow, logged in as the user it generated a password for."""
-        return AirflowApi(self.layout.airflow_url, services.USER, password(self.layout))
 
 
 def up(lake: Lake, state_dir: Path) -> State:
@@ -61,12 +38,13 @@ def up(lake: Lake, state_dir: Path) -> State:
     """
     services.check_installed()
     state_dir = state_dir.absolute()
-    if state := read_state(state_dir):
+    if there := read_state(state_dir):
         if is_up(state_dir):
-            if state.layout.lake != str(lake.root):
-                raise ValueError(f"already up over the lake {state.layout.lake}: run `bliss down` first, to use {lake.root}")
-            _announce(state, "already up")
-            return state
+            if there.layout.lake != str(lake.root):
+                raise ValueError(f"already up over the lake {there.layout.lake}: run `bliss down` first, to use {lake.root}")
+            _wait_for(there, "a server that is being restarted", lambda: _is_listening(there) and _is_healthy(there.layout))
+            _announce(read_state(state_dir) or there, "already up")
+            return there
         log.warning("what an earlier `bliss up` left behind is cleaned up first")
         down(state_dir)
     begun = time.monotonic()
@@ -89,49 +67,27 @@ def down(state_dir: Path) -> None:
         log.info("nothing is up in %s", state_dir)
         return
     begun = time.monotonic()
-    num_killed = processes.end(state.services, state.layout.marker)
+    if watching := state.find(supervisor.NAME):
+        processes.stop(watching)  # it would restart what is ended here
+        state = read_state(state_dir) or state
+    killed = processes.end(state.services, state.layout.marker)
     _remove_ray_temp(state.layout.ray_temp)
     state.layout.ray_token.unlink(missing_ok=True)
-    _state_file(state_dir).unlink()
-    log.info("down in %.1f s%s", time.monotonic() - begun, f" ({num_killed} processes had to be killed)" if num_killed else "")
+    state_file(state_dir).unlink()
+    log.info("down in %.1f s%s", time.monotonic() - begun, f" (had to be killed: {', '.join(killed)})" if killed else "")
 
 
 def is_up(state_dir: Path) -> bool:
-    """Whether every server that `up` started is alive and healthy."""
+    """Whether `up` has brought the servers up and they are seen to: one that has ended is restarted."""
     state = read_state(state_dir.absolute())
-    return state is not None and all(processes.is_running(service) for service in state.services) and _is_ready(state)
+    watching = state.find(supervisor.NAME) if state else None
+    return watching is not None and processes.is_running(watching)
 
 
 def status(state_dir: Path) -> dict[str, bool]:
     """Which recorded servers are alive; empty when nothing is up."""
     state = read_state(state_dir.absolute())
     return {service.name: processes.is_running(service) for service in state.services} if state else {}
-
-
-def read_state(state_dir: Path) -> State | None:
-    """The recorded state, or None.
-
-    Raises:
-        ValueError: the state file is damaged.
-    """
-    path = _state_file(state_dir)
-    try:
-        values = json.loads(path.read_text())
-        layout = values["layout"]
-        layout |= {"state_dir": Path(layout["state_dir"]), "ray_temp": Path(layout["ray_temp"])}
-        return State(Layout(**layout), [Service(**service) for service in values["services"]])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): end the processes with {processes.MARKER} in their environment, then delete it"
-        ) from error
-
-
-def password(layout: Layout) -> str:
-    """The password Airflow generated, whose file only its owner may read."""
-    layout.passwords.chmod(0o600)
-    return str(json.loads(layout.passwords.read_text())[services.USER])
 
 
 def _make_layout(lake: Lake, state_dir: Path) -> Layout:
@@ -156,22 +112,20 @@ def _start(state: State) -> None:
     _migrate(layout, environment)
     for name, command in services.airflow_commands(layout).items():
         _start_service(state, name, command, environment)
-    # Our own processes, not any that answer: another stack may have taken the port since it was chosen.
-    chosen = {layout.ports["airflow"], layout.ports["ray_jobs"]}
-    _wait_for(state, "Airflow and Ray to listen on their ports", lambda: processes.listening_ports(state.services, layout.marker) >= chosen)
-    _wait_for(state, "Airflow's parts to be healthy", lambda: _is_healthy(state.layout))
+    _wait_for(state, "Airflow and Ray to listen on their ports", lambda: _is_listening(state))
+    _wait_for(state, "Airflow's parts to be healthy", lambda: _is_healthy(layout))
     api = state.api
     api.make_pool(SCORE_STORE_POOL, 1, "The score store has one writer at a time.")
     api.make_pool(GPU_POOL, services.num_gpus() or os.cpu_count() or 1, "Scoring tasks at once: the cluster's GPUs, else its CPUs.")
     api.make_pool(TRAINING_POOL, services.num_training_jobs(), "Training tasks at once: as many as the machine has room for.")
     _wait_for(state, "the DAGs to appear", lambda: api.dag_ids() >= DAG_IDS or _no_import_errors(api))
+    _start_service(state, supervisor.NAME, supervisor.command(layout), environment)
 
 
 def _start_service(state: State, name: str, command: list[str], environment: dict[str, str]) -> None:
-    log_file = state.layout.logs / f"{name}.log"
+    log_file = state.layout.log_of(name)
     log_file.write_bytes(b"")
-    state.services.append(processes.start(name, command, env=environment, log_file=log_file, cwd=state.layout.state_dir))
-    state.save()
+    state.put(processes.start(name, command, env=environment, log_file=log_file, cwd=state.layout.state_dir))
 
 
 def _migrate(layout: Layout, environment: dict[str, str]) -> None:
@@ -183,19 +137,23 @@ def _migrate(layout: Layout, environment: dict[str, str]) -> None:
 
 
 def _wait_for(state: State, what: str, is_true: Callable[[], bool]) -> None:
+    """Return when `is_true()` holds; a server that ends meanwhile ends the waiting, where nobody restarts it."""
+    is_supervised = state.find(supervisor.NAME) is not None
     deadline = time.monotonic() + START_SECONDS
     while not is_true():
-        for service in state.services:
+        for service in [] if is_supervised else state.services:
             if not processes.is_running(service):
-                log_file = state.layout.logs / f"{service.name}.log"
+                log_file = state.layout.log_of(service.name)
                 raise RuntimeError(f"{service.name} ended while waiting for {what}; the end of {log_file}:\n{_tail(log_file)}")
         if time.monotonic() > deadline:
             raise RuntimeError(f"waited {START_SECONDS:.0f} s for {what}; see the logs in {state.layout.logs}")
         time.sleep(0.3)
 
 
-def _is_ready(state: State) -> bool:
-    return _is_healthy(state.layout) and state.layout.passwords.exists()
+def _is_listening(state: State) -> bool:
+    """Our own processes, not any that answer: another stack may have taken a port since it was chosen."""
+    layout = state.layout
+    return processes.listening_ports(state.services, layout.marker) >= {layout.ports["airflow"], layout.ports["ray_jobs"]}
 
 
 def _is_healthy(layout: Layout) -> bool:
@@ -229,11 +187,12 @@ def _announce(state: State, what: str) -> None:
         layout.lake,
         layout.logs,
     )
+    for service in state.services:
+        if service.num_restarts:
+            log.info(
+                "%s has ended and was restarted, %d times; the last time at %s", service.name, service.num_restarts, service.restarted_at
+            )
 
 
 def _tail(path: Path) -> str:
     return "\n".join(path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-
-
-def _state_file(state_dir: Path) -> Path:
-    return state_dir / "stack.json"

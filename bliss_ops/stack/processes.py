@@ -1,7 +1,8 @@
 """Start server processes so that exactly they, and all their children, can be ended later by another process.
 
-Each server leads a session of its own, recorded as pid + creation time. Its descendants are found by session, by parentage and by a
-marker in their environment (Ray puts every job's command in a new session, so a process group alone would miss them).
+Each server leads a session of its own, recorded as pid + creation time. Its descendants are found by session, by parentage and by
+markers in their environment, of the stack and of the server (Ray puts every job's command in a new session, so a process group alone
+would miss them).
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MARKER = "BLISS_STACK_ID"
+SERVER = "BLISS_STACK_SERVER"
 GRACE_SECONDS = 5.0  # Ray ends in about 3 s; Airflow would wait for its running tasks
 
 
@@ -31,6 +33,8 @@ class Service:
     name: str
     pid: int
     created_at: float  # tells it from a later process with the same pid
+    num_restarts: int = 0
+    restarted_at: str = ""  # the last time
 
 
 def start(name: str, command: Sequence[str], *, env: Mapping[str, str], log_file: Path, cwd: Path) -> Service:
@@ -39,7 +43,13 @@ def start(name: str, command: Sequence[str], *, env: Mapping[str, str], log_file
 
     with log_file.open("ab") as output:
         process = subprocess.Popen(
-            list(command), env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            list(command),
+            env=dict(env) | {SERVER: name},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     return Service(name, process.pid, psutil.Process(process.pid).create_time())
 
@@ -55,14 +65,21 @@ def is_running(service: Service) -> bool:
         return False
 
 
-def living(services: Sequence[Service], marker: str) -> "list[psutil.Process]":
-    """Every living process that belongs to these services, the services themselves included."""
+def living(services: Sequence[Service], marker: str, server: str | None = None) -> "list[psutil.Process]":
+    """Every living process that belongs to these services, the services themselves included.
+
+    Args:
+        services: recorded servers; what is in their sessions belongs to them.
+        marker: the stack's; what has it in its environment belongs to it ...
+        server: ... where this is given, only what that server has started.
+    """
     import psutil
 
     sessions = {service.pid: service for service in services if not _pid_was_reused(service)}
+    markers = {MARKER: marker} | ({SERVER: server} if server else {})
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
-        if process.pid != os.getpid() and _belongs(process, sessions, marker):
+        if process.pid != os.getpid() and _belongs(process, sessions, markers):
             found[process.pid] = process
             found |= {child.pid: child for child in _children(process)}
     found.pop(os.getpid(), None)
@@ -80,8 +97,8 @@ def listening_ports(services: Sequence[Service], marker: str) -> set[int]:
     return ports
 
 
-def end(services: Sequence[Service], marker: str) -> int:
-    """End all of them: politely first, then by SIGKILL. Returns how many processes had to be killed.
+def end(services: Sequence[Service], marker: str) -> list[str]:
+    """End all of them: politely first, then by SIGKILL. Returns the names of the processes that had to be killed.
 
     Raises:
         RuntimeError: a process survives SIGKILL (it hangs in the kernel).
@@ -92,14 +109,39 @@ def end(services: Sequence[Service], marker: str) -> int:
         if not any(is_running(service) for service in services):
             _signal(left, signal.SIGTERM)  # their leaders are gone: nobody else will tell them
         time.sleep(0.2)
-    num_killed = len(left)
+    killed = [_name(process) for process in left]
+    _kill(lambda: living(services, marker))
+    return killed
+
+
+def end_remains(service: Service, marker: str) -> int:
+    """Kill what a server has left behind that ended by itself; returns how many processes that were."""
+
+    def left() -> "list[psutil.Process]":
+        return living([service], marker, service.name)
+
+    num_left = len(left())
+    _kill(left)
+    return num_left
+
+
+def stop(service: Service) -> None:
+    """End this one process, and nothing that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _signal(_leaders([service]), number)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while is_running(service) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _kill(find: "Callable[[], list[psutil.Process]]") -> None:
+    """SIGKILL to what there is until nothing is."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while left := living(services, marker):
+    while left := find():
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes {sorted(process.pid for process in left)} do not end, not even by SIGKILL")
         _signal(left, signal.SIGKILL)
         time.sleep(0.1)
-    return num_killed
 
 
 def _leaders(services: Sequence[Service]) -> "list[psutil.Process]":
@@ -118,14 +160,15 @@ def _signal(processes: "Iterable[psutil.Process]", number: signal.Signals) -> No
             continue
 
 
-def _belongs(process: "psutil.Process", sessions: Mapping[int, Service], marker: str) -> bool:
+def _belongs(process: "psutil.Process", sessions: Mapping[int, Service], markers: Mapping[str, str]) -> bool:
     import psutil
 
     try:
         service = sessions.get(os.getsid(process.pid))
         if service is not None and process.create_time() >= service.created_at:
             return True
-        return bool(process.environ().get(MARKER) == marker)
+        environment = process.environ()
+        return all(environment.get(name) == value for name, value in markers.items())
     except (psutil.Error, OSError):  # gone meanwhile, or another user's
         return False
 
@@ -155,3 +198,14 @@ def _pid_was_reused(service: Service) -> bool:
         return bool(psutil.Process(service.pid).create_time() != service.created_at)
     except psutil.NoSuchProcess:
         return False
+
+
+def _name(process: "psutil.Process") -> str:
+    """How a message names a process: the beginning of its command line."""
+    import psutil
+
+    try:
+        words = " ".join(process.cmdline()) or process.name()
+    except psutil.Error:  # it has ended at last
+        return f"pid {process.pid}"
+    return words if len(words) <= 60 else f"{words[:59]}…"

@@ -49,6 +49,9 @@ class Layout:
     def logs(self) -> Path:
         return self.state_dir / "logs"
 
+    def log_of(self, server: str) -> Path:
+        return self.logs / f"{server}.log"
+
     @property
     def ray_token(self) -> Path:
         return self.state_dir / "ray-token"
@@ -163,6 +166,8 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 2,
         "SCHEDULER__ENABLE_HEALTH_CHECK": False,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 60,  # a task whose process was killed is tried again after a minute, not five
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 15,  # and a killed scheduler's tasks as soon as it counts as dead, after 30 s
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 30,
         "USAGE_DATA_COLLECTION__ENABLED": False,

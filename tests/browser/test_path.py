@@ -17,7 +17,7 @@ from tests.rescoring.lakes import T, fit, ingest, tokenizer_of, write_shards
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from bliss_ops.stack.local import State
+    from bliss_ops.stack.state import State
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,8 +49,8 @@ def state(browser: "Browser", lake: Lake, tmp_path: Path) -> "Iterator[State]":
 
 @pytest.fixture
 def seen(browser: "Browser", state: "State") -> Iterator[Watched]:
-    from bliss_ops.stack.local import password
     from bliss_ops.stack.services import USER
+    from bliss_ops.stack.state import password
 
     watched = watch(browser, color_scheme="light")
     page = watched.page

@@ -6,7 +6,7 @@ import pytest
 
 from bliss_ops.lake import Lake
 from bliss_ops.stack import local
-from bliss_ops.stack.local import State
+from bliss_ops.stack.state import State
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from bliss_ops.lake import Lake
 from bliss_ops.manifest import read_manifest
 from bliss_ops.stack import compare_in_airflow
 from bliss_ops.stack.airflow_api import TaskInstance
-from bliss_ops.stack.local import State
+from bliss_ops.stack.state import State
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -17,7 +17,7 @@ from bliss_ops.manifest import read_manifest
 from bliss_ops.recipes import load_recipe
 from bliss_ops.stack import local, processes, run_in_airflow
 from bliss_ops.stack.follow import follow
-from bliss_ops.stack.local import State
+from bliss_ops.stack.state import State, read_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -95,7 +95,7 @@ def test_a_failed_start_leaves_nothing(lake: Lake, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("bliss_ops.stack.services.airflow_commands", lambda layout: broken)
     with pytest.raises(RuntimeError, match="cannot start"):
         local.up(lake, tmp_path)
-    assert local.read_state(tmp_path) is None
+    assert read_state(tmp_path) is None
 
 
 def test_taken_ports_are_stepped_around(lake: Lake, tmp_path: Path) -> None:

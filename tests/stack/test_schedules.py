@@ -20,7 +20,7 @@ from bliss_ops.lake import Lake, shard_file
 from bliss_ops.stack import local, processes
 from bliss_ops.stack.airflow_api import AirflowApi
 from bliss_ops.stack.follow import follow
-from bliss_ops.stack.local import State
+from bliss_ops.stack.state import State
 from tests.corpus.corpora import rows, write_gz
 from tests.rescoring.lakes import RUN, T, fit, ingest, tokenizer_of, write_shards
 
