@@ -121,6 +121,11 @@ class Corpus:
         return self.path / f"sequences-{self.tokenizer_name}-{self.config.sequence_length}"
 
     @property
+    def gates(self) -> UPath:
+        """What the gates said about the corpus."""
+        return self.path / "gates"
+
+    @property
     def validation(self) -> UPath:
         name = f"{self.config.validation.name}-{self.name}-{self.tokenizer_name}-{self.config.sequence_length}"
         return self.lake.root / "validation" / name
@@ -285,12 +290,12 @@ def sha256_of(stream: IO[bytes]) -> str:
 
 
 def read_bytes(path: UPath) -> bytes:
-    """A small file, in one request; to open it takes one more, for its size.
+    """A small file that is not empty, in one request.
 
     Raises:
         FileNotFoundError: it is not there.
     """
-    data: bytes = path.fs.cat_file(path.path)
+    data: bytes = path.fs.cat_file(path.path, start=0)  # without a start s3fs asks for the size first, and for a listing where none is
     return data
 
 
