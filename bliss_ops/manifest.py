@@ -28,6 +28,7 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from bliss_ops import metering
+from bliss_ops.collected import check_not_collected, find_collected, forget_collected, write_collected
 from bliss_ops.lake import Lake, at_once, checked_by, content_of, read_bytes, sweep_temporary_files, uploaded_content, write_json
 from bliss_ops.launching import Launcher
 from bliss_ops.sharding import Cost, Output, ShardMapper, ShardRecord, map_locally
@@ -44,6 +45,10 @@ class ArtifactMismatchError(ValueError):
 
 class ReplacedError(ValueError):
     """The artifact is no longer the one that this work was begun for."""
+
+
+class OtherBytesError(ValueError):
+    """What was made again is not what it was."""
 
 
 class Manifest(BaseModel):
@@ -80,6 +85,7 @@ class Artifact:
         identity: settings that can change the result, JSON values.
         inputs: manifests of the artifacts it is made from.
         replaceable: made again, instead of failing, when settings or inputs change (reports: views of what is there now).
+        unread: files of the inputs that the stage does not read; the others must not have been deleted by `bliss gc`.
     """
 
     def __init__(
@@ -91,8 +97,10 @@ class Artifact:
         identity: dict[str, Any],
         inputs: Iterable[Manifest] = (),
         replaceable: bool = False,
+        unread: Collection[str] = (),
     ) -> None:
         self.replaceable = replaceable
+        self.unread = unread
         self.lake = lake
         self.directory = directory
         self.stage = stage
@@ -119,11 +127,20 @@ class Artifact:
             if not missing:
                 log.info("%s: %s is done (fingerprint %s), nothing to do", self.stage, self.address, self.fingerprint[:12])
                 return manifest
+            if (collected := find_collected(self.directory)) and collected.covers(missing):
+                log.info("%s: %s is done; %d files of it were deleted by `bliss gc`, nothing to do", self.stage, self.address, len(missing))
+                return manifest
             log.warning("%s: %d files of %s are missing or cut (%s): making them again", self.stage, len(missing), self.address, missing[0])
         return None
 
     def begin(self) -> None:
-        """Mark the artifact as begun with this fingerprint; a later call with another one fails."""
+        """Mark the artifact as begun with this fingerprint; a later call with another one fails.
+
+        Raises:
+            ArtifactMismatchError: it was begun with other settings or inputs.
+            ValueError: an input was deleted by `bliss gc`; the message names the command that makes it again.
+        """
+        check_not_collected(self.lake.root, self.inputs, unread=self.unread)
         path = self.directory / "begun.json"
         if path.exists() and not self.replaceable:
             begun = json.loads(path.read_text())
@@ -141,11 +158,13 @@ class Artifact:
 
         Raises:
             ReplacedError: the artifact was deleted or begun with other settings meanwhile.
+            OtherBytesError: files that `bliss gc` had deleted were made again and are not what they were.
         """
         if not self.replaceable:
             check_begun(self.directory, self.fingerprint)
         begun_at = json.loads((self.directory / "begun.json").read_text())["begun_at"]
         outputs = [file if isinstance(file, Output) else describe(self.directory, file) for file in files]
+        self._check_same_bytes(outputs)
         manifest = Manifest(
             stage=self.stage,
             artifact=self.address,
@@ -164,6 +183,7 @@ class Artifact:
             cost=cost,
         )
         write_json(self.directory / "manifest.json", manifest.model_dump())
+        forget_collected(self.directory)
         log.info("%s: %s finished, %d files", self.stage, self.address, len(outputs))
         return manifest
 
@@ -225,6 +245,25 @@ class Artifact:
         outputs = [output for record in complete for output in record.outputs]
         costs = [record.cost for record in complete if record.cost]
         return self.commit(outputs, check(complete), shards=shards, cost=metering.total(costs) if costs else None)
+
+    def _check_same_bytes(self, outputs: Sequence[Output]) -> None:
+        """What later stages were made from must come back as it was, or their records would speak of something that is not there."""
+        collected, former = find_collected(self.directory), find_manifest(self.directory)
+        if collected is None or former is None or former.fingerprint != self.fingerprint:
+            return
+        before = {output.path: output.sha256 for output in former.outputs}
+        others = sorted(output.path for output in outputs if before.get(output.path) != output.sha256)
+        if not others:
+            return
+        for output in collected.files:
+            (self.directory / output.path).unlink(missing_ok=True)
+        write_collected(self.directory, collected.model_copy(update={"wanted_since": None}))
+        made_with = ", ".join(f"{name} {was or 'none'}" for name, was in sorted(former.versions.items()))
+        raise OtherBytesError(
+            f"{self.stage}: {self.address} was made again and {', '.join(others[:3])} came out with other bytes than before: the machine, "
+            f"its devices or library versions differ (it was first made with {made_with}). What was made from the former files stays as it "
+            f"is; to go on from new ones, delete {self.directory} and the artifacts made from it"
+        )
 
     def _check_same(self, fingerprint: str, identity: dict[str, Any], inputs: dict[str, str]) -> None:
         if fingerprint == self.fingerprint:
