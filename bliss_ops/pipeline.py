@@ -231,7 +231,8 @@ def evaluate(run: Run, round_number: int) -> Manifest:
     if config.evaluation.tasks:
         asked = identity(config.evaluation)
         settings |= {name: asked[name] for name in ("tasks", "data", "batch_sequences", "max_examples_per_task")}
-    artifact = Artifact(run.lake, here / "evaluation", stage="evaluate", identity=settings, inputs=[model, validation])
+    unread = ("state.safetensors",)  # weights with their optimizer, for the next round
+    artifact = Artifact(run.lake, here / "evaluation", stage="evaluate", identity=settings, inputs=[model, validation], unread=unread)
     return artifact.produce(partial(evaluation.evaluate, run, round_number))
 
 
