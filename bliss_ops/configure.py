@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from upath import UPath
 
@@ -14,11 +14,13 @@ from bliss_ops.models import architecture
 from bliss_ops.recipes import load_recipe
 from bliss_ops.selectors import check_method, uses_proxy
 
+ConfigT = TypeVar("ConfigT", IngestConfig, RunConfig)
+
 
 def configure_corpus(lake: Lake, recipe: Recipe) -> Corpus:
     """Write `corpora/<name>/config.json`, or check that the one there is the same."""
     corpus = lake.corpus(recipe.ingest.corpus)
-    _write_config(corpus.path / "config.json", recipe.ingest)
+    _write_config(corpus.path / "config.json", _with_moved_bounds(corpus.path / "config.json", recipe.ingest))
     return corpus
 
 
@@ -49,8 +51,20 @@ def configure_run(
     run = lake.run(config.name)
     config = rounds.reconciled(run, config)
     rounds.check(config, run)
-    _write_config(run.path / "config.json", config)
+    _write_config(run.path / "config.json", _with_moved_bounds(run.path / "config.json", config))
     return run
+
+
+def move_bounds(target: Corpus | Run, bounds: Mapping[str, Any]) -> list[str]:
+    """Change bounds of the gates in the config of a corpus or run; returns what was changed, one line each.
+
+    Raises:
+        ValueError: there is no such bound, or the value is out of its range.
+    """
+    config, path = target.config, target.path / "config.json"
+    gates = parse(type(config.gates), config.gates.model_dump() | dict(bounds), where=f"gates of {target.name}")
+    write_json(path, config.model_copy(update={"gates": gates}).model_dump(mode="json"))
+    return differences(config.gates.model_dump(), gates.model_dump())
 
 
 def run_config(
@@ -94,6 +108,13 @@ def config_differences(path: UPath, config: IngestConfig | RunConfig) -> list[st
     if not path.exists():
         return []
     return differences(identity(parse(type(config), path.read_bytes(), where=str(path))), identity(config))
+
+
+def _with_moved_bounds(path: UPath, config: ConfigT) -> ConfigT:
+    """`config` with the gates of the one there, where it asks for none itself: who moved a bound does not move it for every round."""
+    if not path.exists() or config.gates != type(config.gates)():
+        return config
+    return config.model_copy(update={"gates": parse(type(config), path.read_bytes(), where=str(path)).gates})
 
 
 def _write_config(path: UPath, config: IngestConfig | RunConfig) -> None:

@@ -1,8 +1,8 @@
 """The main path, in order. Read this page first.
 
-    discover -> extract -> train_tokenizer -> pack -> prepare_validation          (once per corpus)
-    warm_up -> fit -> score -> fidelity -> load -> check_contamination -> select -> materialize -> pretrain -> evaluate
-        -> report      (once per round)
+    discover -> extract -> train_tokenizer -> pack -> prepare_validation -> check_corpus         (once per corpus)
+    warm_up -> fit -> score -> fidelity -> load -> check_contamination -> check_round -> select -> materialize -> pretrain
+        -> evaluate -> report -> check_target      (once per round)
     rescore -> load_scores      (any corpus by the score model of any finished round, whenever there is something new)
 
 A stage is one plain function: it reads files, calls domain code with explicit paths, writes files. The same function runs from
@@ -101,6 +101,21 @@ def prepare_validation(corpus: Corpus) -> Manifest:
     return artifact.produce(partial(validation.prepare, corpus.config, corpus.source, corpus.tokenizer))
 
 
+def check_corpus(corpus: Corpus) -> Manifest:
+    """Hold the corpus's counts against its gates: one that fails is not announced."""
+    from bliss_ops import gates
+
+    inputs = [
+        read_manifest(corpus.source, made_by=f"bliss discover {corpus.name}"),
+        read_manifest(corpus.documents, made_by=f"bliss extract {corpus.name}"),
+        read_manifest(corpus.sequences, made_by=f"bliss pack {corpus.name}"),
+        read_manifest(corpus.validation, made_by=f"bliss prepare-validation {corpus.name}"),
+    ]
+    settings = identity(corpus.config.gates)
+    artifact = Artifact(corpus.lake, corpus.gates, stage="check_corpus", identity=settings, inputs=inputs, replaceable=True)
+    return artifact.produce(partial(gates.check_corpus, corpus))
+
+
 # ---- once per round --------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +196,23 @@ def check_contamination(run: Run, round_number: int, work: Work = EVERYTHING) ->
     return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=contamination.make_check(run))
 
 
+def check_round(run: Run, round_number: int) -> Manifest:
+    """Hold the scores and what they are made from against the round's gates: nothing is selected from scores that fail."""
+    from bliss_ops import gates
+
+    here = run.round(round_number)
+    inputs = [
+        read_manifest(here / "scores", made_by=f"bliss score {run.name} --round {round_number}"),
+        read_manifest(here / "contamination", made_by=f"bliss check-contamination {run.name} --round {round_number}"),
+    ]
+    if former := find_manifest(run.round(round_number - 1) / "scores"):
+        inputs.append(former)
+    settings: dict[str, Any] = {name: identity(getattr(run.config, name)) for name in ("gates", "selection")}
+    settings |= {"batch_sequences": run.config.pretraining.batch_sequences, "exclude": run.config.evaluation.exclude_contaminated}
+    artifact = Artifact(run.lake, here / "check_round", stage="check_round", identity=settings, inputs=inputs, replaceable=True)
+    return artifact.produce(partial(gates.check_round, run, round_number))
+
+
 def select(run: Run, round_number: int) -> Manifest:
     """The ids of the best sequences, by an exact threshold; ties go to the smaller id."""
     from bliss_ops import selection
@@ -251,6 +283,17 @@ def report(run: Run, round_number: int) -> Manifest:
     return artifact.produce(partial(report.write, run, max(finished)))
 
 
+def check_target(run: Run, round_number: int) -> Manifest:
+    """Hold the target's validation loss against what it was before: the next round does not go on from one that got worse."""
+    from bliss_ops import gates
+
+    evaluations = [run.round(number) / "evaluation" for number in (round_number, round_number - 1)]
+    inputs = [manifest for directory in evaluations if (manifest := find_manifest(directory))]
+    settings, directory = identity(run.config.gates), run.round(round_number) / "check_target"
+    artifact = Artifact(run.lake, directory, stage="check_target", identity=settings, inputs=inputs, replaceable=True)
+    return artifact.produce(partial(gates.check_target, run, round_number))
+
+
 # ---- any corpus by any round's score model ---------------------------------------------------------------------------
 
 
@@ -287,6 +330,7 @@ class Stage:
     sharded: bool = False  # fans out over shards; a scheduler may map over groups of them
     trains: bool = False  # wants a GPU for itself where there is one
     launches: bool = False  # may start several training workers
+    is_light: bool = False  # reads manifests alone: Airflow runs it itself, without a cluster
 
     @property
     def name(self) -> str:
@@ -309,6 +353,7 @@ CORPUS_STAGES = (
     Stage(train_tokenizer, per_round=False),
     Stage(pack, per_round=False, sharded=True),
     Stage(prepare_validation, per_round=False),
+    Stage(check_corpus, per_round=False, is_light=True),
 )
 
 ROUND_STAGES = (
@@ -318,11 +363,13 @@ ROUND_STAGES = (
     Stage(fidelity, trains=True),
     Stage(load),
     Stage(check_contamination, sharded=True),
+    Stage(check_round, is_light=True),
     Stage(select),
     Stage(materialize, sharded=True),
     Stage(pretrain, trains=True, launches=True),
     Stage(evaluate, trains=True),
     Stage(report),
+    Stage(check_target, is_light=True),
 )
 
 

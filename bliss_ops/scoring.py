@@ -7,7 +7,7 @@ every worker computes with one CPU thread.
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 IN_FLIGHT = 2  # shards a worker has at a time
 NEAR_CONSTANT = 1e-6  # a standard deviation below this share of the mean's size says nothing about any sequence
+AN_END = 1e-6  # of scores from 0 to 1, such as a sigmoid gives: closer to 0 or to 1 they do not rank any more
 _BATCHES_AHEAD = 4
 _BATCH_SEQUENCES = 256  # of scorers that are no models
 
@@ -116,8 +117,42 @@ def write_shard(directory: UPath, shard: int, sequence_ids_N: np.ndarray, score_
     return ShardRecord(
         shard=shard,
         outputs=[describe(directory, path.name, rows=len(score_N))],
-        metrics={"num_sequences": len(score_N), "sum": float(wide.sum()), "sum_of_squares": float((wide**2).sum())},
+        metrics={"num_sequences": len(score_N), "sum": float(wide.sum()), "sum_of_squares": float((wide**2).sum())} | _spread(score_N),
     )
+
+
+def _spread(score_N: np.ndarray) -> dict[str, int | float]:
+    """What the gates want to know of one shard: its ends, and how many scores are one and the same number."""
+    if len(score_N) == 0:
+        return {}
+    values, counts = np.unique(score_N, return_counts=True)
+    most = int(counts.argmax())
+    return {
+        "minimum": float(values[0]),
+        "maximum": float(values[-1]),
+        "most_common": float(values[most]),
+        "num_most_common": int(counts[most]),
+        "num_at_ends": int(counts[(values <= AN_END) | (values >= 1 - AN_END)].sum()),
+    }
+
+
+def _spread_of_all(records: list[ShardRecord]) -> Metrics:
+    """The same of all shards; nothing where a shard was scored by a version that did not count.
+
+    A number that is the most common one of several shards is counted in those: at least so many scores are identical.
+    """
+    counted = [record.metrics for record in records if record.metrics["num_sequences"]]
+    if not all("most_common" in metrics for metrics in counted):
+        return {}
+    identical = Counter[float]()
+    for metrics in counted:
+        identical[metrics["most_common"]] += int(metrics["num_most_common"])
+    return {
+        "minimum": min(metrics["minimum"] for metrics in counted),
+        "maximum": max(metrics["maximum"] for metrics in counted),
+        "num_identical": max(identical.values()),
+        "num_at_ends": sum(int(metrics["num_at_ends"]) for metrics in counted),
+    }
 
 
 def check(records: list[ShardRecord]) -> Metrics:
@@ -138,7 +173,15 @@ def check(records: list[ShardRecord]) -> Metrics:
     if times:
         del totals["begun"], totals["ended"]
         totals["tokens_per_second"] = totals["num_tokens"] / max(seconds_covered(times), 1e-9)
-    return totals | {"mean": mean, "standard_deviation": spread}
+    of_shards = (
+        "minimum",
+        "maximum",
+        "most_common",
+        "num_most_common",
+        "num_at_ends",
+    )  # whose sum says nothing, or belongs to another name
+    totals = {name: value for name, value in totals.items() if name not in of_shards}
+    return totals | {"mean": mean, "standard_deviation": spread} | _spread_of_all(records)
 
 
 def seconds_covered(times: list[tuple[float, float]]) -> float:

@@ -1,10 +1,11 @@
 """### Ingest a corpus
 
 Source shards become documents, packed sequences and a validation set, once per corpus:
-`discover >> extract >> train_tokenizer >> pack >> prepare_validation`. Every task runs the stage's own `bliss` command as a Ray job.
+`discover >> extract >> train_tokenizer >> pack >> prepare_validation >> check_corpus`. Every task runs the stage's own `bliss` command
+as a Ray job; `check_corpus` holds what came out against the corpus's gates, here in Airflow.
 
 A finished stage is skipped, a killed one resumes, and a changed setting on a finished one fails with the difference. When the
-corpus is complete, the asset `bliss_corpus` gets an event with the corpus's name as partition key.
+corpus is complete and passes its gates, the asset `bliss_corpus` gets an event with the corpus's name as partition key.
 """
 
 from airflow.sdk import DAG, PartitionedAtRuntime, chain

@@ -9,6 +9,7 @@ from airflow.sdk import Asset, CronTriggerTimetable, PartitionedAssetTimetable, 
 
 from bliss_ops import pipeline
 from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL, TRAINING_POOL
+from bliss_ops.airflow.checks import CheckOperator
 from bliss_ops.airflow.comparing import (
     ConfigureComparisonOperator,
     CorpusSensor,
@@ -98,7 +99,7 @@ def _each_run() -> Any:
         name: dict[str, Any] = {"subject": subject, "title": title}
         stages = [stage for stage in ROUND_STAGES if stage is not WARM_UP]
         tasks: list[Any] = [WarmedUpOperator(**_stage_arguments(stages[0]), **name, round_number="1", trigger_rule="all_done")]
-        tasks += [BlissStageOperator(**_stage_arguments(stage), **name, round_number="1") for stage in stages[1:]]
+        tasks += [_operator(stage)(**_stage_arguments(stage), **name, round_number="1") for stage in stages[1:]]
         num_rounds = _from_configure("num_rounds")
         tasks.append(NextRoundsOperator(task_id="next_rounds", num_rounds=num_rounds, **name))
         tasks.append(LaterRoundsSensor(task_id="later_rounds", num_rounds=num_rounds, **name))
@@ -170,13 +171,20 @@ def landing_tasks() -> list[Any]:
 def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> Any:
     kwargs |= _stage_arguments(stage) | {"subject": _from_configure("name")}
     if stage.name not in MAPPED:
-        return BlissStageOperator(**kwargs)
+        return _operator(stage)(**kwargs)
     return BlissStageOperator.partial(map_index_template="{{ task.group }}", **kwargs).expand(group=configure.output)
+
+
+def _operator(stage: Stage) -> Any:
+    return CheckOperator if stage.is_light else BlissStageOperator
 
 
 def _stage_arguments(stage: Stage) -> dict[str, Any]:
     """What a stage's task is made of, whichever run or corpus it is for."""
-    arguments = {"task_id": stage.name, "subcommand": stage.command, "doc_md": stage.function.__doc__, "trains": stage.trains}
+    arguments: dict[str, Any] = {"task_id": stage.name, "subcommand": stage.command, "doc_md": stage.function.__doc__}
+    if stage.is_light:
+        return arguments
+    arguments["trains"] = stage.trains
     if stage.name in STORE_WRITERS:
         arguments["pool"] = SCORE_STORE_POOL
     elif stage.name in ON_GPU:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from bliss_ops import __version__
-from bliss_ops.cli import exchange, explore, plan, reports, rescoring, runs, scores, stack, stages, store
+from bliss_ops.cli import exchange, explore, gates, operations, plan, reports, rescoring, runs, scores, stack, stages, store
 
-GROUPS = (runs, plan, reports, scores, store, exchange, explore, rescoring, stack, stages)  # in the order of `bliss --help`
+GROUPS = (runs, plan, gates, reports, scores, store, exchange, explore, rescoring, stack, operations, stages)  # in the order of `bliss --help`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from pydantic import Field
 from bliss_ops.config.baselines import ClassifierConfig, DsirConfig, LessConfig, MatesConfig
 from bliss_ops.config.bilevel import BilevelConfig
 from bliss_ops.config.evaluation import EvaluationConfig
+from bliss_ops.config.gates import CorpusGatesConfig, GatesConfig
 from bliss_ops.config.ingest import EMBEDDED, NO_VALIDATION, IngestConfig, OtherValidationConfig, ValidationConfig
 from bliss_ops.config.models import ModelConfig, ProxyConfig, TargetConfig
 from bliss_ops.config.pretraining import ComputeConfig, PretrainingConfig
@@ -17,8 +18,9 @@ from bliss_ops.config.scoring import FidelityConfig, ScoringConfig, SelectionCon
 from bliss_ops.config.settings import Name, Settings, SettingsT, added, check_name, identity, neutral, parse
 
 __all__ = [
-    "EMBEDDED", "NO_VALIDATION", "BilevelConfig", "ClassifierConfig", "ComputeConfig", "DsirConfig", "EvaluationConfig",
-    "FidelityConfig", "IngestConfig", "LessConfig", "MatesConfig", "ModelConfig", "Name", "OtherValidationConfig",
+    "EMBEDDED", "NO_VALIDATION", "BilevelConfig", "ClassifierConfig", "ComputeConfig", "CorpusGatesConfig", "DsirConfig",
+    "EvaluationConfig", "FidelityConfig", "GatesConfig", "IngestConfig", "LessConfig", "MatesConfig", "ModelConfig", "Name",
+    "OtherValidationConfig",
     "PretrainingConfig", "ProxyConfig", "Recipe", "RunConfig", "ScoringConfig", "SelectionConfig", "Settings", "SettingsT",
     "TargetConfig", "ValidationConfig", "added", "check_name", "identity", "neutral", "parse",
 ]  # fmt: skip
@@ -47,6 +49,7 @@ class Recipe(Settings):
     evaluation: EvaluationConfig = neutral(  # of a run: tasks can be set when it is trained; the stages that read it have it in theirs
         default_factory=EvaluationConfig, description="Evaluation."
     )
+    gates: GatesConfig = neutral(default_factory=GatesConfig, description="Gates between stages.")
     compute: ComputeConfig = Field(default_factory=ComputeConfig, description="Compute.")
 
 

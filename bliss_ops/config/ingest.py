@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from bliss_ops.config.gates import CorpusGatesConfig
 from bliss_ops.config.settings import Name, Settings, neutral
 
 EMBEDDED = "embedded"  # the `source` that harvests the installed Python environment
@@ -48,6 +49,13 @@ class IngestConfig(Settings):
     vocab_size: int = Field(default=4096, ge=512, le=131_072, description="Vocabulary of a tokenizer trained on the corpus.")
     sequence_length: int = Field(default=1024, ge=16, le=8192, description="Tokens per sequence (T), the unit of selection.")
     max_document_megabytes: float = Field(default=10.0, gt=0, le=1000, description="Larger documents are rejected and counted.")
+    max_expansion: float = neutral(
+        default=200.0, ge=10, le=1e6, description="A compressed source file may unpack to this many times its size; more is refused."
+    )
+    max_file_gigabytes: float = neutral(
+        default=1000.0, gt=0, le=1e6, description="Plain bytes of one source file; a larger one, or one that never ends, is refused."
+    )
     embedded_megabytes: float = Field(default=6.0, gt=0, le=100, description="Size of the embedded corpus, text of all kinds together.")
     num_groups: int = neutral(default=1, ge=1, le=64, description="Groups of shards the scheduler maps over (tens, never thousands).")
     validation: ValidationConfig = Field(default_factory=ValidationConfig, description="The validation set made beside the corpus.")
+    gates: CorpusGatesConfig = neutral(default_factory=CorpusGatesConfig, description="What the corpus must have to be announced.")

@@ -20,7 +20,7 @@ def make_lake(root: Path, source: Path) -> Lake:
         ]
         corpora.write_gz(source / f"part-{shard}.json.gz", documents)
     corpus = corpora.configure(root, source=f"{source}/*.json.gz", sequence_length=T)
-    for stage in pipeline.CORPUS_STAGES[:-1]:  # all but the validation set
+    for stage in pipeline.CORPUS_STAGES[:-2]:  # all but the validation set and the gates
         stage.do(corpus)
     return corpus.lake
 
