@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+from bliss_ops.collected import find_collected
 from bliss_ops.corpus.arrays import Int64s, Integers
 from bliss_ops.corpus.reading import columns
 from bliss_ops.lake import Run, shard_file
@@ -119,7 +120,7 @@ def iter_pieces(selected: Selected) -> Iterator[Pieces]:
         ValueError: a selected sequence is not in the corpus any more.
     """
     subset = selected.directory / "subset"
-    source = subset if find_manifest(subset) else selected.run.corpus.sequences
+    source = subset if find_manifest(subset) and not find_collected(subset) else selected.run.corpus.sequences
     last_sequence, last_document = -2, -1
     for shard in selected.shards:
         wanted = _read(selected.directory / "selection", shard, SCORES)["sequence_id"].to_numpy()

@@ -92,7 +92,9 @@ def _load_and_publish(
     num_whole = 0
     for is_mine, score_run in [*((True, each) for each in mine), *((False, each) for each in others)]:
         if refusal := score_run.refusal:
-            log.warning("score store: %s", refusal)
+            log.log(logging.INFO if score_run.collected else logging.WARNING, "score store: %s", refusal)
+            if score_run.collected and any(owner == score_run.id for _, owner, _ in loading.read_ledger(con, score_run)):
+                loading.forget(con, score_run.id)
             if score_run.is_former:
                 loading.forget_former_content(con, score_run.content, score_runs)
                 loading.forget(con, score_run.id)  # where only a part of it was loaded, which no row of `score_runs` tells of

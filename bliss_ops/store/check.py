@@ -37,7 +37,7 @@ class Checked:
     refused: list[str] = field(default_factory=list)  # why score runs are rightly not in the store
 
     def __str__(self) -> str:
-        left_out = f"; {len(self.refused)} of former content or unfinished corpora stay out" if self.refused else ""
+        left_out = f"; {len(self.refused)} of former content, unfinished corpora or cleaned up stay out" if self.refused else ""
         return f"{self.num_score_runs} score runs, {self.num_files:,} files, {self.num_rows:,} rows{left_out}"
 
 

@@ -8,13 +8,14 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from upath import UPath
 
+from bliss_ops.collected import find_collected, gone
 from bliss_ops.lake import Lake, Run
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
 from bliss_ops.store import tables
@@ -70,6 +71,7 @@ class ScoreRun:
     row: Part
     parts: list[Part]
     shards: list[int] = field(repr=False)
+    collected: str = ""  # in words, where its files were deleted by `bliss gc`
 
     @property
     def is_former(self) -> bool:
@@ -81,6 +83,8 @@ class ScoreRun:
     def refusal(self) -> str | None:
         """Why the scores cannot be in the store, in words; None when they can."""
         corpus = self.content.corpus
+        if self.collected:
+            return f"{self.id}: {self.collected}"
         if not self.sequences_digest:
             return (
                 f"{self.id}: its manifests do not say which sequences were scored (is the selector's directory gone?), "
@@ -161,7 +165,9 @@ class ScoreRuns:
             "seed": about.get("seed", 0),
             "selector_fingerprint": selector.fingerprint if selector is not None and is_same_selector else "",
         }
-        return self._score_run(f"scores/{corpus}/{name}", corpus, manifest, manifest.inputs, about, made_by)
+        score_run = self._score_run(f"scores/{corpus}/{name}", corpus, manifest, manifest.inputs, about, made_by)
+        record = find_collected(directory)
+        return replace(score_run, collected=gone(score_run.id, record)) if record else score_run
 
     def content(self, corpus: str, sequence_set: str) -> Content:
         if sequence_set not in self._contents:
