@@ -15,7 +15,8 @@ from bliss_ops.config.ingest import EMBEDDED, NO_VALIDATION, IngestConfig, Other
 from bliss_ops.config.models import ModelConfig, ProxyConfig, TargetConfig
 from bliss_ops.config.pretraining import ComputeConfig, PretrainingConfig
 from bliss_ops.config.scoring import FidelityConfig, ScoringConfig, SelectionConfig
-from bliss_ops.config.settings import Name, Settings, SettingsT, added, check_name, identity, neutral, parse
+from bliss_ops.config.settings import Name, Settings, SettingsT, added, identity, neutral, parse
+from bliss_ops.names import check_name
 
 __all__ = [
     "EMBEDDED", "NO_VALIDATION", "BilevelConfig", "ClassifierConfig", "ComputeConfig", "CorpusGatesConfig", "DsirConfig",

@@ -51,16 +51,34 @@ def resolve(uri: str | UPath) -> Address:
     scheme = check_address(uri)
     if not scheme:
         path = os.path.abspath(Path(uri).expanduser())  # noqa: PTH100 - Path.resolve follows links, and a linked cache hides the file's name
-        return Address(check_allowed(path, also=_own_places()), "", fsspec.filesystem("file"), path)
-    check_allowed(uri, also=_own_places())
+        return Address(check_place(path), "", fsspec.filesystem("file"), path)
+    check_place(uri)
     with readable(uri, scheme):
         fs = fsspec.filesystem(scheme, **_options(scheme, uri))
     return Address(uri, scheme, fs, uri if scheme in ("http", "https") else uri.removeprefix(f"{scheme}://"))
 
 
-def _own_places() -> list[str]:
-    """Where sources may be in any case: the lake has the lists of what landed, and tokenizers."""
-    return [place for place in (os.environ.get("BLISS_LAKE"), os.environ.get("BLISS_LANDING")) if place]
+def check_place(uri: str) -> str:
+    """Return an address that lies where sources may be, if anything is said about that; in the lake and the watched folder they always
+    may: there are the lists of what landed, and tokenizers.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    return check_allowed(uri, also=[place for name in ("BLISS_LAKE", "BLISS_LANDING") if (place := os.environ.get(name))])
+
+
+def read_whole(address: Address, most_bytes: int) -> bytes:
+    """The content of a small file: a list, a tokenizer, a model's config.
+
+    Raises:
+        ValueError: it cannot be read, or is larger than that.
+    """
+    with readable(address.uri, address.scheme), address.open() as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{address.uri} has more than {most_bytes >> 20:,} MB, far more than a file of its kind: check the address")
+    return content
 
 
 def _options(scheme: str, uri: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from upath import UPath
 
 from bliss_ops import schemas
 from bliss_ops.config import IngestConfig
+from bliss_ops.corpus.bounds import Bounds
 from bliss_ops.corpus.parquet import parquet_file
 from bliss_ops.corpus.readers import Document, Reject, read_records
 from bliss_ops.lake import shard_file
@@ -36,7 +37,9 @@ def make_worker(source_dir: UPath, documents_dir: UPath, config: IngestConfig) -
 
     def extract_shard(shard: int) -> ShardRecord:
         entry = listing[shard]
-        return _extract(shard, locate(source_dir, entry["uri"]), entry["source"], documents_dir, limit)
+        # A cut file of this machine may be put right in its place; what a server has may not grow while it is read.
+        bounds = Bounds.of(config, entry["bytes"] if "://" in entry["uri"] else None)
+        return _extract(shard, locate(source_dir, entry["uri"]), entry["source"], documents_dir, limit, bounds)
 
     return extract_shard
 
@@ -62,14 +65,14 @@ def check(records: list[ShardRecord]) -> Metrics:
     return metrics
 
 
-def _extract(shard: int, uri: str | UPath, source: str, documents_dir: UPath, limit: int) -> ShardRecord:
+def _extract(shard: int, uri: str | UPath, source: str, documents_dir: UPath, limit: int, bounds: Bounds) -> ShardRecord:
     path = shard_file(documents_dir, shard)
     rejects_path = shard_file(documents_dir / "rejects", shard)
     reasons: Counter[str] = Counter()
     num_bytes = 0
     with parquet_file(path, schemas.DOCUMENTS) as documents_file, parquet_file(rejects_path, schemas.REJECTS) as rejects_file:
         documents, rejects = _RowGroups(documents_file, schemas.DOCUMENTS), _RowGroups(rejects_file, schemas.REJECTS)
-        for record in read_records(uri, limit):
+        for record in read_records(uri, limit, bounds):
             if isinstance(record, Reject):
                 reasons[record.reason] += 1
                 rejects.append((record.line_number, record.reason, record.raw), len(record.raw))

@@ -6,14 +6,13 @@ so that no half shard passes for a whole one. Lines are read with a bound, so an
 """
 
 import gzip
-import io
 import json
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -21,12 +20,11 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from bliss_ops.corpus.addresses import Address, readable, resolve
+from bliss_ops.corpus.bounds import BLOCK, Bounds, plain_bytes, row_groups
 
 ENDINGS = (".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst", ".json", ".jsonl", ".parquet")
 
 _RAW_CHARACTERS = 1000  # how much of a rejected line is kept
-_BLOCK = 1 << 20
-_ROWS = 64  # Parquet rows in memory at a time
 _PLAIN_HOST = re.compile(r"https?://([a-z0-9.-]+)(?:/|$)")  # what nine of ten addresses begin with, read 10 times faster than by urlsplit
 
 
@@ -51,18 +49,19 @@ class Reject:
     raw: str
 
 
-def read_records(uri: str | UPath, max_document_bytes: int) -> Iterator[Document | Reject]:
+def read_records(uri: str | UPath, max_document_bytes: int, bounds: Bounds = Bounds()) -> Iterator[Document | Reject]:  # noqa: B008 - frozen
     """Stream the documents and rejects of one source file, in its order.
 
     Raises:
-        ValueError: the file as a whole cannot be read: missing, cut, not the format its name says, or without a `text` column.
+        ValueError: the file as a whole cannot be read: missing, cut, not the format its name says, without a `text` column, or more than
+            `bounds` allow.
     """
     address = resolve(uri)
     with readable(address.uri, address.scheme):
         if address.path.endswith(".parquet"):
-            yield from _read_parquet(address, max_document_bytes)
+            yield from _read_parquet(address, max_document_bytes, bounds)
         else:
-            yield from _read_lines(address, max_document_bytes)
+            yield from _read_lines(address, max_document_bytes, bounds)
 
 
 def domain_of(url: str | None) -> str | None:
@@ -79,17 +78,17 @@ def domain_of(url: str | None) -> str | None:
     return host or None
 
 
-def _read_lines(address: Address, max_document_bytes: int) -> Iterator[Document | Reject]:
+def _read_lines(address: Address, max_document_bytes: int, bounds: Bounds) -> Iterator[Document | Reject]:
     # A byte of text takes at most six in JSON (\u0041): a longer line holds too long a document, or fields nobody should send.
-    limit = 6 * max_document_bytes + _BLOCK
+    limit = 6 * max_document_bytes + BLOCK
     number = 0
     try:
-        with address.open() as file, _decompressed(file, address.path) as lines:
+        with address.open() as file, plain_bytes(file, address.uri, PurePosixPath(address.path).suffix, bounds) as lines:
             while line := lines.readline(limit + 1):
                 number += 1
                 if len(line) > limit:
                     yield Reject(number, "larger than max_document_megabytes", _head(line))
-                    while (rest := lines.readline(_BLOCK)) and not rest.endswith(b"\n"):
+                    while (rest := lines.readline(BLOCK)) and not rest.endswith(b"\n"):
                         pass
                 else:
                     yield _parse_line(number, line, max_document_bytes)
@@ -109,20 +108,6 @@ def _read_lines(address: Address, max_document_bytes: int) -> Iterator[Document 
         if number == 0:
             raise ValueError(f"{address.uri} is not zstd although its name says so: rename it or fetch it again") from error
         raise _damaged(address, number, "is damaged") from error
-
-
-@contextmanager
-def _decompressed(file: BinaryIO, path: str) -> Iterator[BinaryIO]:
-    """The plain bytes of `file`, behind a buffer so that lines are split in C."""
-    if path.endswith(".gz"):
-        with gzip.GzipFile(fileobj=file, mode="rb") as plain:
-            yield cast("BinaryIO", io.BufferedReader(cast("Any", plain), _BLOCK))
-    elif path.endswith(".zst"):
-        # Arrow's reader, because the zstandard package's takes a cut file for a complete one.
-        with pa.CompressedInputStream(pa.PythonFile(cast("Any", file), mode="r"), "zstd") as plain:
-            yield cast("BinaryIO", io.BufferedReader(cast("Any", plain), _BLOCK))
-    else:
-        yield cast("BinaryIO", io.BufferedReader(cast("Any", file), _BLOCK))  # the `readline` of a remote file takes no limit
 
 
 def _damaged(address: Address, lines: int, what: str) -> ValueError:
@@ -179,7 +164,7 @@ def _head(line: bytes) -> str:
     return line[: 4 * _RAW_CHARACTERS].decode(errors="replace").replace("\0", "\\0")[:_RAW_CHARACTERS]
 
 
-def _read_parquet(address: Address, max_document_bytes: int) -> Iterator[Document | Reject]:
+def _read_parquet(address: Address, max_document_bytes: int, bounds: Bounds) -> Iterator[Document | Reject]:
     with address.open() as stream:
         try:
             file = pq.ParquetFile(stream)
@@ -192,12 +177,13 @@ def _read_parquet(address: Address, max_document_bytes: int) -> Iterator[Documen
                 raise ValueError(f"{address.uri}: column text holds {kind}, not strings")
             wanted = [name for name in ("text", "url", "timestamp") if name in names]
             number = 0
-            for batch in file.iter_batches(batch_size=_ROWS, columns=wanted, use_threads=False):
-                texts = batch.column("text").cast(pa.large_binary()).to_pylist()  # bytes: one invalid row must not cost the batch
-                urls, timestamps = (_strings(batch, name) for name in ("url", "timestamp"))
-                for text, url, timestamp in zip(texts, urls, timestamps, strict=True):
-                    number += 1
-                    yield _parse_row(number, text, url, timestamp, max_document_bytes)
+            for group, num_rows in row_groups(file, wanted, address.uri, bounds):
+                for batch in file.iter_batches(batch_size=num_rows, row_groups=[group], columns=wanted, use_threads=False):
+                    texts = batch.column("text").cast(pa.large_binary()).to_pylist()  # bytes: one invalid row must not cost the batch
+                    urls, timestamps = (_strings(batch, name) for name in ("url", "timestamp"))
+                    for text, url, timestamp in zip(texts, urls, timestamps, strict=True):
+                        number += 1
+                        yield _parse_row(number, text, url, timestamp, max_document_bytes)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"{address.uri} is not a complete Parquet file ({error}): fetch it again") from error
 

@@ -40,17 +40,24 @@ def options(uri: str) -> dict[str, Any]:
 async def _client(*, first_hand: str, **kwargs: Any) -> "aiohttp.ClientSession":
     """A session that goes where it likes at `first_hand`, and to public addresses everywhere else."""
     import aiohttp
+    from aiohttp.abc import AbstractResolver, ResolveResult
     from aiohttp.resolver import DefaultResolver
     from yarl import URL
 
     origin = URL(first_hand).origin()
 
-    class CheckedResolver(DefaultResolver):
-        async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> Any:
-            found = await super().resolve(host, port, family)
+    class CheckedResolver(AbstractResolver):
+        def __init__(self) -> None:
+            self.inner = DefaultResolver()
+
+        async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[ResolveResult]:
+            found = await self.inner.resolve(host, port, family)
             if (host, port) != (origin.raw_host, origin.port):
                 check_reachable(host, [each["host"] for each in found])
             return found
+
+        async def close(self) -> None:
+            await self.inner.close()
 
     async def check_hop(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
         url = request.url

@@ -16,10 +16,11 @@ from upath import UPath
 
 from bliss_ops.config import EMBEDDED, IngestConfig
 from bliss_ops.corpus import harvest
-from bliss_ops.corpus.addresses import Address, readable, resolve
+from bliss_ops.corpus.addresses import Address, check_place, read_whole, readable, resolve
 from bliss_ops.corpus.readers import ENDINGS
 from bliss_ops.lake import sha256_of, write_json
 from bliss_ops.manifest import Metrics
+from bliss_ops.names import redacted
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ LIST_ENDING = ".list"
 
 _NUMBERING = re.compile(r"[._-]+(\d+-of-\d+|\d{4,})([._-][0-9a-f]{8,})?$")
 _MAGIC = re.compile(r"[*?\[]")
+_LIST_BYTES = 256 << 20  # of a list file: a million long addresses
 
 
 def discover(config: IngestConfig, directory: UPath) -> tuple[list[str], Metrics]:
@@ -77,7 +79,7 @@ def expand_addresses(source: str) -> list[Address]:
     if unknown:
         log.info("discover: %d other files in %s are left out", len(unknown), source)
     uris = {path if not root.scheme or "://" in path else f"{root.scheme}://{path}": path for path in known}
-    return [Address(uri, root.scheme, root.fs, uris[uri]) for uri in sorted(uris)]
+    return [Address(check_place(uri), root.scheme, root.fs, uris[uri]) for uri in sorted(uris)]
 
 
 def label_of(uri: str) -> str:
@@ -94,8 +96,7 @@ def read_list(source: str | UPath) -> list[str]:
         ValueError: the file cannot be read, or is not text.
     """
     address = resolve(source)
-    with readable(address.uri, address.scheme), address.open() as file:
-        content = file.read()
+    content = read_whole(address, _LIST_BYTES)
     try:
         lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
@@ -107,6 +108,8 @@ def _read_list(address: Address) -> list[Address]:
     """The files that a list names; relative paths are those beside the list."""
     folder = address.uri.rpartition("/")[0]
     names = read_list(address.uri)
+    if address.scheme in ("http", "https", "hf"):
+        _check_beside(address, names)
     found = [resolve(name if name.startswith("/") or "://" in name else f"{folder}/{name}") for name in names]
     for file in found:
         if not file.path.split("?")[0].endswith(ENDINGS):
@@ -117,6 +120,21 @@ def _read_list(address: Address) -> list[Address]:
     if not found:
         raise ValueError(f"{address.uri} names no file: write one address per line")
     return sorted(found, key=lambda file: file.uri)
+
+
+def _check_beside(address: Address, names: list[str]) -> None:
+    """A list from elsewhere may name files of its own host, or of the hub: nobody here typed what is in it.
+
+    Raises:
+        ValueError: it names something else.
+    """
+    own = "hf://" if address.scheme == "hf" else "/".join(address.uri.split("/")[:3]) + "/"
+    for name in names:
+        if name.startswith("/") or ("://" in name and not name.startswith(own)):
+            raise ValueError(
+                f"{redacted(name)}, named in {address.uri}, is not below {own}: a fetched list may only name files of its own host; "
+                "copy it to this machine if you mean it"
+            )
 
 
 def _list(root: Address) -> tuple[list[str], bool]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from bliss_ops.config import IngestConfig
-from bliss_ops.corpus.addresses import readable, resolve
+from bliss_ops.corpus.addresses import read_whole, readable, resolve
 from bliss_ops.corpus.arrays import Int64s, Integers
 from bliss_ops.lake import Corpus, write_bytes
 from bliss_ops.manifest import Metrics, read_manifest
@@ -26,6 +26,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 _END_TOKENS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>")
 _KINDS = ("BPE", "Unigram", "WordPiece", "WordLevel")
+_FILE_BYTES = 512 << 20  # of a tokenizer.json: the largest known have 40 MB
 _TRAINING_BYTES = 20_000_000
 _TRAINING_SHARDS = 64  # shards the training text is taken from, evenly spaced
 _CHECKED_CHARACTERS = 5_000  # per checked document: the reference needs a second per MB
@@ -131,8 +132,7 @@ def _fetch(uri: str) -> bytes:
     with readable(address.uri, address.scheme):
         if address.scheme == "" and address.fs.isdir(address.path):
             address = resolve(f"{address.path}/{FILE}")
-        with address.open() as file:
-            return file.read()
+    return read_whole(address, _FILE_BYTES)
 
 
 def _parse(content: bytes, where: str) -> Any:
@@ -141,7 +141,7 @@ def _parse(content: bytes, where: str) -> Any:
     not_one = f"{where} is not a tokenizer file: give a Hugging Face tokenizer.json"
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter where it is nested without end
         raise ValueError(f"{not_one} (it is not JSON)") from error
     model = value.get("model") if isinstance(value, dict) else None
     if not isinstance(model, dict) or "vocab" not in model or model.get("type", "BPE") not in _KINDS:

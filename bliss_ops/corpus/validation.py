@@ -24,6 +24,7 @@ from bliss_ops import schemas
 from bliss_ops.config import EMBEDDED, NO_VALIDATION, IngestConfig, ValidationConfig
 from bliss_ops.corpus import harvest, source
 from bliss_ops.corpus.arrays import Float64s, Int64s, Integers
+from bliss_ops.corpus.bounds import Bounds
 from bliss_ops.corpus.parquet import parquet_file
 from bliss_ops.corpus.readers import Reject, read_records
 from bliss_ops.corpus.tokenizer import Tokenizer, load
@@ -166,7 +167,7 @@ def _texts(address: str, config: IngestConfig, source_dir: UPath) -> tuple[list[
     texts: list[str] = []
     reasons: Counter[str] = Counter()
     for file in files:
-        for record in read_records(file, limit):
+        for record in read_records(file, limit, Bounds.of(config)):
             if isinstance(record, Reject):
                 reasons[record.reason] += 1
             else:

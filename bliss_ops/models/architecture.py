@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bliss_ops.config import Recipe
 from bliss_ops.models.shapes import Definition, model_vocab_size
+from bliss_ops.names import check_address, check_allowed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,7 +29,10 @@ RecipeT = TypeVar("RecipeT", bound=Recipe)
 
 SECTIONS = ("proxy", "target")  # of a recipe, that hold a model
 # about files, precision and generation, not about the mathematics of a model that begins with random weights
-_LEFT_OUT = ("architectures", "auto_map", "dtype", "quantization_config", "torch_dtype", "transformers_version", "use_cache")
+_LEFT_OUT = ("architectures", "dtype", "quantization_config", "torch_dtype", "transformers_version", "use_cache")
+_FILE_BYTES = 16 << 20  # of a config.json: the largest known have 100 kB
+# What no model has had by far: building one would fill the memory before it fails.
+_MOST = {"vocab_size": 10_000_000, "hidden_size": 1 << 17, "num_hidden_layers": 1 << 12, "intermediate_size": 1 << 20}
 _TRIAL_VOCABULARY, _TRIAL_LAYERS, _TRIAL_LENGTH = 128, 2, 8
 
 
@@ -73,11 +77,17 @@ def read(path: str, *, setting: str = "shape") -> dict[str, Any]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from upath import UPath
 
+    check_address(path)
     try:
-        values = json.loads(UPath(path).read_bytes())
+        with UPath(check_allowed(path)).open("rb") as file:
+            content = file.read(_FILE_BYTES + 1)
     except FileNotFoundError:
         raise ValueError(f"{setting}: there is no file {path}: give the path of a config.json of the transformers library") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{setting}: {path} cannot be read ({error}): give the path of a config.json of transformers") from error
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:  # a ValueError is also what a number of 5,000 digits raises
         raise ValueError(f"{setting}: {path} is not JSON: {error}") from error
     kind = str(values.get("model_type") or "") if isinstance(values, dict) else ""
     if not kind:
@@ -191,7 +201,16 @@ def _config(architecture: Mapping[str, Any], where: str) -> "PretrainedConfig":
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    if "auto_map" in architecture:
+        raise ValueError(
+            f"{where} names code that comes with the model (auto_map), and such code is never run: take auto_map out if the installed "
+            f"library's own {architecture['model_type']} is meant"
+        )
     try:
-        return AutoConfig.for_model(**architecture)
+        config = AutoConfig.for_model(**architecture)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: the transformers library refuses it: {' '.join(str(error).split())}") from error
+    for name, most in _MOST.items():
+        if isinstance(value := getattr(config, name, 0), int) and value > most:
+            raise ValueError(f"{where}: {name} is {value:,}, and the most that is built here is {most:,}")
+    return config

@@ -88,7 +88,7 @@ def test_a_score_model_on_an_architecture_is_built_again_from_its_settings(tmp_p
 
 def test_only_what_bears_on_the_mathematics_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     noise = {
-        "_name_or_path": "/somewhere", "architectures": ["GPT2LMHeadModel"], "auto_map": {"AutoModelForCausalLM": "theirs.Model"},
+        "_name_or_path": "/somewhere", "architectures": ["GPT2LMHeadModel"],
         "torch_dtype": "float16", "dtype": "float16", "transformers_version": "4.0", "use_cache": True,
     }  # fmt: skip
     with caplog.at_level(logging.WARNING):
@@ -120,6 +120,10 @@ def test_identity_is_the_content_and_not_the_path(tmp_path: Path) -> None:
     ("values", "message"),
     [
         (None, "there is no file"),
+        (GPT2 | {"auto_map": {"AutoModelForCausalLM": "theirs.Model"}}, "code that comes with the model"),
+        (GPT2 | {"vocab_size": 10**12}, "vocab_size is 1,000,000,000,000"),
+        (GPT2 | {"n_embd": 10**9}, "hidden_size is 1,000,000,000"),
+        ("[" * 100_000, "is not JSON"),
         ("{", "is not JSON"),
         ([1], 'has no "model_type"'),
         ({"n_embd": 4}, 'has no "model_type"'),
