@@ -1,21 +1,24 @@
 # Airflow's parts: our package with its DAGs, the Jobs API's client, the Postgres driver. No torch.
-FROM python:3.11-slim-bookworm
+FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
-ARG BLISS_GIT_COMMIT=""
-ENV BLISS_GIT_COMMIT=${BLISS_GIT_COMMIT} \
-    AIRFLOW_HOME=/opt/airflow \
+ENV AIRFLOW_HOME=/opt/airflow \
+    HOME=/tmp \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1
 
-RUN useradd --create-home --uid 50000 bliss \
-    && mkdir -p /opt/airflow/logs /opt/bliss \
-    && chown -R bliss /opt/airflow /opt/bliss
+# The volumes take their owner from these directories.
+RUN useradd --no-create-home --uid 50000 bliss \
+    && mkdir -p /opt/airflow/logs /opt/airflow/users /opt/bliss \
+    && chown -R bliss:bliss /opt/airflow
 
 WORKDIR /opt/bliss
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY bliss_ops ./bliss_ops
-RUN pip install -c constraints.txt ".[airflow,ray,explore]" apache-airflow-providers-postgres asyncpg psycopg2-binary
+RUN pip install -c constraints.txt ".[airflow,postgres,ray,explore]"
 COPY dags ./dags
+
+ARG BLISS_GIT_COMMIT=""
+ENV BLISS_GIT_COMMIT=${BLISS_GIT_COMMIT}
 
 USER 50000
 ENTRYPOINT ["airflow"]

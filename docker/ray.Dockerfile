@@ -1,25 +1,22 @@
-# Ray's nodes: where stages run, so everything a stage needs, torch included.
-FROM python:3.11-slim-bookworm
+# Ray's nodes: where stages run, so everything a stage needs, torch included; Ray's own Airflow side is not here.
+FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
-ARG BLISS_GIT_COMMIT=""
-ENV BLISS_GIT_COMMIT=${BLISS_GIT_COMMIT} \
+ENV HOME=/tmp \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0
 
-# A tokenizer may have to be built from source where no wheel fits.
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends build-essential=12.9 \
-    && rm -rf /var/lib/apt/lists/*
-
-RUN useradd --create-home --uid 50000 bliss \
-    && mkdir -p /opt/bliss \
-    && chown -R bliss /opt/bliss
+RUN useradd --no-create-home --uid 50000 bliss
 
 WORKDIR /opt/bliss
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY bliss_ops ./bliss_ops
-RUN pip install -c constraints.txt ".[ray,train]"
+# Builds of torch without CUDA are gigabytes smaller: give the address of an index that has them.
+ARG TORCH_INDEX_URL=""
+RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt ".[ray,train,evaluate]"
+
+ARG BLISS_GIT_COMMIT=""
+ENV BLISS_GIT_COMMIT=${BLISS_GIT_COMMIT}
 
 USER 50000
 ENTRYPOINT ["ray"]

@@ -1,4 +1,4 @@
-"""The compose file: readable by old and new compose, closed to the network, without secrets."""
+"""The compose file and the images: readable by old and new compose, closed to the network, hardened, pinned, without secrets."""
 
 import os
 import re
@@ -9,29 +9,84 @@ from typing import Any
 
 import pytest
 
+from bliss_ops.stack import deployment
+
+yaml = pytest.importorskip("yaml")
+
 REPOSITORY = Path(__file__).parents[2]
+DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
+JOBS = {"check-settings", "s3-bucket", "airflow-migrate", "airflow-setup"}
+DATABASE = {"postgres", "airflow-migrate", "airflow-setup"} | {
+    f"airflow-{part}" for part in ("api-server", "scheduler", "dag-processor", "triggerer")
+}
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    yaml = pytest.importorskip("yaml")
     return yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
 
 
 def test_it_has_every_part(compose: dict[str, Any]) -> None:
-    assert {"postgres", "s3", "ray-head", "ray-worker", "airflow-init", "airflow-api-server", "airflow-scheduler"} <= set(
-        compose["services"]
-    )
+    assert set(compose["services"]) == JOBS | DATABASE | {"s3", "ray-head", "ray-worker"}
 
 
-def test_only_loopback_is_published(compose: dict[str, Any]) -> None:
-    published = [port for service in compose["services"].values() for port in service.get("ports", ())]
-    assert published
-    assert all(port.startswith("127.0.0.1:") for port in published)
+def test_only_loopback_is_published_unless_airflow_is_told_otherwise(compose: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert published == {
+        "airflow-api-server": ["${BIND_ADDRESS:-127.0.0.1}:${AIRFLOW_PORT:-8080}:8080"],
+        "ray-head": ["127.0.0.1:${RAY_DASHBOARD_PORT:-8265}:8265"],
+    }
 
 
-def test_every_server_has_a_health_check(compose: dict[str, Any]) -> None:
-    assert [name for name, service in compose["services"].items() if "healthcheck" not in service] == ["airflow-init"]
+def test_every_server_has_a_health_check_and_is_restarted_and_jobs_are_not(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert {name for name, service in services.items() if "healthcheck" not in service} == JOBS
+    assert {name for name, service in services.items() if service["restart"] == "no"} == JOBS
+    assert {service["restart"] for name, service in services.items() if name not in JOBS} == {"unless-stopped"}
+
+
+def test_nothing_starts_before_the_settings_are_checked(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+
+    def waits_for(name: str) -> set[str]:
+        others = services[name].get("depends_on", {})
+        return set(others) | {further for other in others for further in waits_for(other)}
+
+    assert [name for name in services if name != "check-settings" and "check-settings" not in waits_for(name)] == []
+    assert services["check-settings"]["environment"].keys() == deployment.SECRETS.keys() | {"BIND_ADDRESS", "S3_ACCESS_KEY"}
+
+
+def test_containers_may_do_little(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "mem_limit" in service, name
+        assert not {"privileged", "cap_add", "network_mode"} & service.keys() or service.get("network_mode") == "none", name
+        assert service.get("user") != "root", name
+        assert not any(volume.startswith((".", "/var/run")) for volume in service.get("volumes", ())), name
+
+
+def test_rays_jobs_cannot_reach_airflows_database(compose: dict[str, Any]) -> None:
+    on_metadata = {name for name, service in compose["services"].items() if "metadata" in service.get("networks", ())}
+    assert on_metadata == DATABASE
+    assert compose["networks"]["metadata"] == {"internal": True}
+    assert "cluster" not in compose["services"]["postgres"]["networks"]
+
+
+def test_the_head_does_no_work_and_stages_ask_for_what_only_workers_have(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert {"--num-cpus=0", "--num-gpus=0"} <= set(services["ray-head"]["command"])
+    assert '--resources={"stage": 8}' in services["ray-worker"]["command"]
+    assert '"entrypoint_resources": {"stage": 1}' in services["airflow-setup"]["command"][0]
+
+
+def test_images_are_pinned(compose: dict[str, Any]) -> None:
+    taken = [line.split()[1] for path in DOCKERFILES for line in path.read_text().splitlines() if line.startswith("FROM")]
+    taken += [service["image"] for service in compose["services"].values() if "build" not in service]
+    assert len(taken) == 4
+    for image in taken:
+        assert re.fullmatch(r"[a-z/]+:[\w.-]*\d+\.\d+[\w.-]*@sha256:[0-9a-f]{64}", image), image
 
 
 def test_no_secret_is_written_down(compose: dict[str, Any]) -> None:
@@ -44,32 +99,56 @@ def test_no_secret_is_written_down(compose: dict[str, Any]) -> None:
             assert line.endswith("="), line
 
 
-def test_the_example_names_every_variable_used() -> None:
+def test_the_example_names_every_variable_that_is_needed() -> None:
     text = (REPOSITORY / "docker-compose.yml").read_text()
     example = (REPOSITORY / ".env.example").read_text()
     missing = {name for name in re.findall(r"\$\{([A-Z_0-9]+):\?", text) if f"\n{name}=" not in example}
     assert missing == set()
 
 
-@pytest.mark.parametrize("name", ["airflow", "ray"])
-def test_images_do_not_run_as_root(name: str) -> None:
-    lines = (REPOSITORY / "docker" / f"{name}.Dockerfile").read_text().splitlines()
-    users = [line for line in lines if line.startswith("USER")]
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_images_do_not_run_as_root(path: Path) -> None:
+    users = [line for line in path.read_text().splitlines() if line.startswith("USER")]
     assert users == ["USER 50000"]
-    assert lines.index(users[0]) < next(i for i, line in enumerate(lines) if line.startswith("ENTRYPOINT"))
-    assert (",train]" in "".join(line for line in lines if "pip install" in line)) == (name == "ray")
 
 
-def test_docker_compose_accepts_it() -> None:
+def test_only_rays_image_has_torch() -> None:
+    extras = {path.stem: re.search(r'"\.\[(.*)\]"', path.read_text()) for path in DOCKERFILES}
+    assert extras["airflow"] is not None
+    assert extras["ray"] is not None
+    assert set(extras["airflow"][1].split(",")) == {"airflow", "postgres", "ray", "explore"}
+    assert set(extras["ray"][1].split(",")) == {"ray", "train", "evaluate"}
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(path: Path) -> None:
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    result = subprocess.run([hadolint, str(path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("files", [["docker-compose.yml"], ["docker-compose.yml", "docker/gpu.yml"]], ids=["cpu", "gpu"])
+def test_docker_compose_accepts_it(files: list[str], tmp_path: Path) -> None:
     if shutil.which("docker-compose") is None:
         pytest.skip("docker-compose is not installed")
-    example = (REPOSITORY / ".env.example").read_text()
-    secrets = dict.fromkeys(re.findall(r"^([A-Z_0-9]+)=$", example, flags=re.MULTILINE), "x")
-    result = subprocess.run(
-        ["docker-compose", "--file", str(REPOSITORY / "docker-compose.yml"), "config", "--quiet"],
-        env=os.environ | secrets,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    filled = tmp_path / "env"
+    assert deployment.main(["fill", str(filled)]) == 0
+    named = [argument for file in files for argument in ("--file", str(REPOSITORY / file))]
+    command = ["docker-compose", "--env-file", str(filled), *named, "config"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    services = yaml.safe_load(result.stdout)["services"]
+    assert services["airflow-scheduler"]["environment"]["BLISS_TRAINING_GPUS"] == ("0" if len(files) == 1 else "1")
+    assert ("deploy" in services["ray-worker"]) == (len(files) == 2)
+
+
+def test_docker_compose_refuses_a_missing_secret(tmp_path: Path) -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("docker-compose is not installed")
+    command = ["docker-compose", "--env-file", str(REPOSITORY / ".env.example"), "--file", str(REPOSITORY / "docker-compose.yml"), "config"]
+    environment = {name: value for name, value in os.environ.items() if name not in deployment.SECRETS}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "set it in .env" in result.stderr

@@ -1,0 +1,165 @@
+"""The whole path through what the compose file wires: Postgres, Swift, Ray's head and two nodes, Airflow's four parts.
+
+A quarter of an hour. Everything is asked for through Airflow's REST API; the lake is on S3; tasks wait for their Ray jobs in the triggerer. In the end every
+artifact must be, byte for byte, what one process writes into a directory from the same seed.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+import pytest
+
+from bliss_ops.cli import main
+from bliss_ops.lake import Lake
+from bliss_ops.manifest import Manifest, read_manifest
+from bliss_ops.stack.follow import follow
+from tests.stack import cluster as cluster_module
+from tests.stack.cluster import Cluster
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(bool(cluster_module.missing()), reason=cluster_module.missing() or "everything is installed"),
+]
+
+RUN = "smoke-bliss-s0"
+METHODS = ["random", "bliss"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """The same work by one process on a local directory: no Airflow, no Ray, no object store."""
+    root = str(tmp_path_factory.mktemp("alone"))
+    assert main(["run", "smoke", "--methods", "bliss", "--lake", root]) == 0
+    assert main(["rescore", RUN, "--round", "1", "--corpus", "smoke", "--lake", root]) == 0
+    assert main(["compare", "--recipe", "smoke", "--methods", ",".join(METHODS), "--seeds", "0", "--lake", root]) == 0
+    return Lake.open(root)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lake(cluster: Cluster) -> Iterator[Lake]:
+    """The cluster's lake, as the test reads it: through the same environment variables as everybody."""
+    import s3fs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield Lake.open(cluster.lake)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def trigger(cluster: Cluster, dag_id: str, run_id: str, conf: dict[str, Any]) -> bool:
+    """Trigger a DAG and follow it, and the rounds it triggers, to the end; whether all were green."""
+    api = cluster.api
+    return follow(api, [(dag_id, api.trigger(dag_id, run_id, conf))])
+
+
+def manifests(lake: Lake, folder: str) -> dict[str, Manifest]:
+    """Every finished artifact below a folder of the lake, by its address."""
+    paths = sorted((lake.root / folder).glob("**/manifest.json"), key=str)
+    found = [read_manifest(path.parent, made_by="") for path in paths]
+    return {manifest.artifact: manifest for manifest in found}
+
+
+def scores_by_id(lake: Lake, directory: Path) -> list[tuple[Any, ...]]:
+    """Every score of the published store, by run and sequence; the store is copied first, as a reader on S3 does."""
+    directory.mkdir()
+    copy = directory / "scores.duckdb"
+    copy.write_bytes(lake.score_store.read_bytes())
+    with duckdb.connect(str(copy), read_only=True) as con:
+        return con.execute("select score_run_id, sequence_id, score from all_scores order by score_run_id, sequence_id").fetchall()
+
+
+def test_it_is_wired_as_the_compose_file_says(cluster: Cluster) -> None:
+    nodes = sorted((node["raylet"]["resourcesTotal"] for node in cluster.ray_nodes()), key=lambda node: node.get("CPU", 0))
+    assert [(node.get("CPU", 0), node.get("stage", 0)) for node in nodes] == [(0, 0), (1, 8), (1, 8)]
+    assert cluster.names == [
+        "postgres",
+        "s3",
+        "ray-head",
+        "ray-worker-1",
+        "ray-worker-2",
+        "airflow-api-server",
+        "airflow-scheduler",
+        "airflow-dag-processor",
+        "airflow-triggerer",
+    ]
+    for name in cluster.names:
+        if name != "s3":  # its check asks for a page that only the image's server has
+            assert cluster.run_healthcheck(name).returncode == 0, name
+
+
+def test_it_listens_on_loopback_only(cluster: Cluster) -> None:
+    listening = {
+        (name, connection.laddr.ip)
+        for name in cluster.names
+        for pid in cluster.pids(name)
+        for connection in psutil.Process(pid).net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {name for name, _ in listening} >= {"postgres", "s3", "ray-head", "ray-worker-1", "airflow-api-server"}
+    assert {address for _, address in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+def test_ingest_two_rounds_rescore_and_compare_are_green(cluster: Cluster, alone: Lake) -> None:
+    assert trigger(cluster, "bliss_ingest", "ingest-smoke", {"recipe": "smoke"})
+    conf = {"recipe": "smoke", "method": "bliss", "seed": 0, "round": 1, "name": RUN}
+    assert trigger(cluster, "bliss_round", f"{RUN}-round-01", conf)
+    assert cluster.api.dag_run_state("bliss_round", f"{RUN}-round-02") == "success"
+    assert trigger(cluster, "bliss_rescore", "rescore-smoke", {"corpus": "smoke", "runs": [RUN], "round": 1})
+    assert trigger(cluster, "bliss_compare", "compare-smoke", {"recipe": "smoke", "methods": METHODS, "seeds": [0]})
+
+
+def test_tasks_waited_in_the_triggerer(cluster: Cluster) -> None:
+    """Needs the test before."""
+    assert "bliss_ops.airflow.trigger" in cluster.log("airflow-triggerer")
+
+
+@pytest.mark.parametrize("folder", ["corpora", "validation", "runs", "scores", "comparisons"])
+def test_every_artifact_is_what_one_process_makes(lake: Lake, alone: Lake, folder: str) -> None:
+    """Needs the run of the test before. Scores, selections, ids, weights: all of them are files of these artifacts."""
+    here, there = manifests(alone, folder), manifests(lake, folder)
+    assert here.keys() == there.keys()
+    assert here or folder == "comparisons"
+    for address, manifest in here.items():
+        if manifest.stage != "report":  # says how long things took
+            assert there[address].fingerprint == manifest.fingerprint, address
+            assert there[address].outputs == manifest.outputs, address
+
+
+def test_the_score_store_has_the_same_ids_and_scores(lake: Lake, alone: Lake, tmp_path: Path) -> None:
+    """Needs the run of the test before."""
+    here, there = scores_by_id(alone, tmp_path / "alone"), scores_by_id(lake, tmp_path / "cluster")
+    assert len(here) > 1000
+    assert here == there
+
+
+def test_no_ray_job_and_no_container_was_lost_on_the_way(cluster: Cluster) -> None:
+    """Needs the run of the tests before."""
+    from ray.job_submission import JobSubmissionClient
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        jobs = JobSubmissionClient(cluster.ray_address).list_jobs()
+    assert {job.status.value for job in jobs} == {"SUCCEEDED"}
+    assert {name: cluster.num_starts(name) for name in cluster.names} == dict.fromkeys(cluster.names, 1)
+
+
+def test_nothing_is_left_below_the_directory_or_running() -> None:
+    """A cluster of its own, ended at once, and one whose start fails."""
+    before = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("bc-*"))  # noqa: S108
+    with pytest.raises(RuntimeError, match="the job check-settings failed"), Cluster({"RAY_AUTH_TOKEN": "changeme"}):
+        pass
+    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("bc-*")) == before  # noqa: S108
