@@ -1,8 +1,12 @@
-"""One thread per test process: two threads on two busy cores wait for each other more than they compute. And a mock S3."""
+"""One thread per test process: two threads on two busy cores wait for each other more than they compute.
+
+And what several folders of tests share: a mock S3, and one finished smoke run.
+"""
 
 import os
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,3 +34,15 @@ def s3() -> Iterator[Any]:
         yield s3fs.S3FileSystem()
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def finished_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A lake in which `bliss run smoke` has finished: do not change it."""
+    from bliss_ops.cli import main  # after the number of threads is set
+
+    root = tmp_path_factory.mktemp("smoke") / "lake"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        assert main(["run", "smoke", "--lake", str(root)]) == 0
+        yield root

@@ -1,23 +1,11 @@
-"""One finished smoke run, made once per test session and copied by the tests that change something."""
+"""The finished smoke run of the session, and copies of it for the tests that change something."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bliss_ops.cli import main
 from bliss_ops.lake import Lake
-
-
-@pytest.fixture(scope="session")
-def finished_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A lake in which `bliss run smoke` has finished: do not change it."""
-    root = tmp_path_factory.mktemp("smoke") / "lake"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        assert main(["run", "smoke", "--lake", str(root)]) == 0
-        yield root
 
 
 @pytest.fixture
