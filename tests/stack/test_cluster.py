@@ -1,7 +1,7 @@
 """The whole path through what the compose file wires: Postgres, Swift, Ray's head and two nodes, Airflow's four parts.
 
-A quarter of an hour. Everything is asked for through Airflow's REST API; the lake is on S3; tasks wait for their Ray jobs in the triggerer. In the end every
-artifact must be, byte for byte, what one process writes into a directory from the same seed.
+A quarter of an hour. Everything is asked for through Airflow's REST API; the lake is on S3; tasks wait for their Ray jobs in the
+triggerer. In the end every artifact must be, byte for byte, what one process writes into a directory from the same seed.
 """
 
 import os
