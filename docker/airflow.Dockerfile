@@ -21,5 +21,4 @@ ARG BLISS_GIT_COMMIT=""
 ENV BLISS_GIT_COMMIT=${BLISS_GIT_COMMIT}
 
 USER 50000
-ENTRYPOINT ["airflow"]
-CMD ["version"]
+CMD ["airflow", "version"]

@@ -1,4 +1,4 @@
-# Ray's nodes: where stages run, so everything a stage needs, torch included; Ray's own Airflow side is not here.
+# Ray's nodes: where stages run, so everything a stage needs, torch included. No Airflow.
 FROM python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 ENV HOME=/tmp \
@@ -19,5 +19,4 @@ ARG BLISS_GIT_COMMIT=""
 ENV BLISS_GIT_COMMIT=${BLISS_GIT_COMMIT}
 
 USER 50000
-ENTRYPOINT ["ray"]
-CMD ["--version"]
+CMD ["ray", "--version"]

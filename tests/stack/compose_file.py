@@ -1,4 +1,4 @@
-"""`docker-compose.yml` as Docker would run it, without Docker: values filled in, the images' entrypoints and environment added."""
+"""`docker-compose.yml` as Docker would run it, without Docker: values filled in, the images' environment added."""
 
 import re
 import shlex
@@ -70,13 +70,13 @@ def _value(match: re.Match[str], environment: dict[str, str]) -> str:
 
 
 def _service(name: str, service: dict[str, Any]) -> ComposeService:
-    entrypoint, variables = _image(service)
+    variables = _image(service)
     volumes = [volume.split(":") for volume in service.get("volumes", ())]
     mounts = {parts[1]: parts[0] for parts in volumes if len(parts) > 1} | {parts[0]: "" for parts in volumes if len(parts) == 1}
     mounts |= {path.partition(":")[0]: "" for path in service.get("tmpfs", ())}
     return ComposeService(
         name=name,
-        command=[*service.get("entrypoint", entrypoint), *service.get("command", ())],
+        command=list(service.get("command", ())),
         environment=variables | {key: str(value) for key, value in service.get("environment", {}).items()},
         mounts=mounts,
         depends_on={other: wanted["condition"] for other, wanted in service.get("depends_on", {}).items()},
@@ -85,17 +85,15 @@ def _service(name: str, service: dict[str, Any]) -> ComposeService:
     )
 
 
-def _image(service: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """The entrypoint and environment that the service's Dockerfile gives it; nothing for an image that is not ours."""
+def _image(service: dict[str, Any]) -> dict[str, str]:
+    """The environment that the service's Dockerfile gives it; nothing for an image that is not ours."""
     if "build" not in service:
-        return [], {}
+        return {}
     text = (REPOSITORY / service["build"]["dockerfile"]).read_text().replace("\\\n", " ")
     variables: dict[str, str] = {}
-    entrypoint: list[str] = []
     for line in text.splitlines():
         instruction, _, rest = line.partition(" ")
+        assert instruction != "ENTRYPOINT", "commands are whole in the compose file"
         if instruction == "ENV":
             variables |= {key: value for key, _, value in (word.partition("=") for word in shlex.split(rest)) if "$" not in value}
-        elif instruction == "ENTRYPOINT":
-            entrypoint = yaml.safe_load(rest)
-    return entrypoint, variables
+    return variables

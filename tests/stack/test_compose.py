@@ -78,7 +78,7 @@ def test_the_head_does_no_work_and_stages_ask_for_what_only_workers_have(compose
     services = compose["services"]
     assert {"--num-cpus=0", "--num-gpus=0"} <= set(services["ray-head"]["command"])
     assert '--resources={"stage": 8}' in services["ray-worker"]["command"]
-    assert '"entrypoint_resources": {"stage": 1}' in services["airflow-setup"]["command"][0]
+    assert '"entrypoint_resources": {"stage": 1}' in services["airflow-setup"]["command"][-1]
 
 
 def test_images_are_pinned(compose: dict[str, Any]) -> None:
