@@ -6,6 +6,7 @@ the S3 server is Swift, PostgreSQL is Debian's, and Ray's three nodes share one 
 Windows and macOS (`RAY_LAUNCHER`).
 """
 
+import contextlib
 import json
 import os
 import re
@@ -149,6 +150,14 @@ class Cluster:
     def pids(self, name: str) -> list[int]:
         """Every process of a container."""
         return [process.pid for process in self._processes(name)]
+
+    def listening(self, name: str) -> set[str]:
+        """Addresses that a container's processes listen on."""
+        found: set[str] = set()
+        for process in self._processes(name):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                found |= {each.laddr.ip for each in process.net_connections(kind="inet") if each.status == psutil.CONN_LISTEN}
+        return found
 
     def leaders(self, name: str) -> list[int]:
         """The container's first process; of the S3 server, those of its parts."""
