@@ -12,6 +12,7 @@ from airflow.sdk import BaseOperator, BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from bliss_ops.airflow import forms
+from bliss_ops.airflow.notifications import FailedElsewhereError
 from bliss_ops.airflow.operator import BlissStageOperator, run_here
 from bliss_ops.airflow.rounds import next_run_id, slug
 
@@ -85,7 +86,7 @@ class CorpusSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=True, xcom_value=ti.xcom_pull(task_ids="configure", key="warmups"))
         run_id = ingest_run_id(self.corpus, ti.run_id)
         if ti.get_dr_count("bliss_ingest", run_ids=[run_id], states=[FAILED]):
-            raise AirflowFailException(f"the ingestion of corpus {self.corpus} failed: see the DAG run {run_id} of bliss_ingest")
+            raise FailedElsewhereError(f"the ingestion of corpus {self.corpus} failed: see the DAG run {run_id} of bliss_ingest")
         return False
 
 
@@ -98,7 +99,7 @@ class WarmedUpOperator(BlissStageOperator):
 
         run = Lake.open().run(self.subject)
         if find_manifest(run.warmup) is None:
-            raise AirflowFailException(f"the warm-up of {run.config.warmup_of or run.name} is not there: see the failed `warm_up` task")
+            raise FailedElsewhereError(f"the warm-up of {run.config.warmup_of or run.name} is not there: see the failed `warm_up` task")
         super().execute(context)
 
 
@@ -144,7 +145,7 @@ class LaterRoundsSensor(BaseSensorOperator):
         ti = context["ti"]
         run_ids = later_run_ids(self.subject, int(self.num_rounds), ti.run_id)
         if ti.get_dr_count("bliss_round", run_ids=run_ids, states=[FAILED]):
-            raise AirflowFailException(f"a later round of {self.subject} failed: see {', '.join(run_ids)} of bliss_round")
+            raise FailedElsewhereError(f"a later round of {self.subject} failed: see {', '.join(run_ids)} of bliss_round")
         return int(ti.get_dr_count("bliss_round", run_ids=run_ids, states=[SUCCEEDED])) == len(run_ids)
 
 
@@ -153,7 +154,7 @@ class ReportComparisonOperator(BlissStageOperator):
 
     def execute(self, context: "Context") -> None:
         if self.subject in (None, "", "None"):
-            raise AirflowFailException("nothing was configured: see the failed `configure` task")
+            raise FailedElsewhereError("nothing was configured: see the failed `configure` task")
         super().execute(context)
 
 
@@ -166,7 +167,7 @@ class MissingOperator(BaseOperator):
         lake, comparison = _lake(), _comparison(context)
         if missing := comparisons.unfinished(lake, comparison):
             lines = [f"{member.run}: {comparisons.how_far(lake.run(member.run), comparison.num_rounds)}" for member in missing]
-            raise AirflowFailException(f"{len(missing)} of {len(comparison.runs)} runs are missing in the report:\n" + "\n".join(lines))
+            raise FailedElsewhereError(f"{len(missing)} of {len(comparison.runs)} runs are missing in the report:\n" + "\n".join(lines))
 
 
 def ingest_run_id(corpus: str, run_id: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, Param, Variable
 from airflow.sdk.exceptions import AirflowFailException
 
+from bliss_ops.airflow.notifications import FailedElsewhereError
 from bliss_ops.airflow.operator import BlissStageOperator, StageFailed, run_here
 from bliss_ops.airflow.rounds import slug
 
@@ -94,7 +95,7 @@ class LoadScoresOperator(BlissStageOperator):
 
     def execute(self, context: "Context") -> None:
         if self._scores() is None:
-            raise AirflowFailException(f"the scores {self.arguments[0]} of {self.subject} are not complete: see the failed `rescore` tasks")
+            raise FailedElsewhereError(f"the scores {self.arguments[0]} of {self.subject} are not complete: see the failed `rescore` tasks")
         super().execute(context)
 
     def counts(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import Asset, CronTriggerTimetable, PartitionedAssetTimetable, chain, task_group, timezone
 
 from bliss_ops import pipeline
-from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL, TRAINING_POOL
+from bliss_ops.airflow import GPU_POOL, SCORE_STORE_POOL, TRAINING_POOL, notifications
 from bliss_ops.airflow.checks import CheckOperator
 from bliss_ops.airflow.comparing import (
     ConfigureComparisonOperator,
@@ -40,7 +40,9 @@ TITLE = "{{ task.title }}"  # of a mapped task of a comparison: `dsir s1`
 DAG_ARGS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=timezone.utc),
     "catchup": False,
+    "on_failure_callback": notifications.run_failed,
     "default_args": {
+        **notifications.callbacks(),
         "owner": "bliss",
         "retries": 2,
         "retry_delay": timedelta(seconds=float(os.environ.get("BLISS_RETRY_SECONDS", "30"))),
