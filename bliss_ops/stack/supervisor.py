@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bliss_ops.stack import processes, services
+from bliss_ops.stack.executor import IdleWorkers
 from bliss_ops.stack.processes import Service
 from bliss_ops.stack.services import Layout
 from bliss_ops.stack.state import State, read_state
@@ -24,6 +25,7 @@ from bliss_ops.stack.state import State, read_state
 log = logging.getLogger(__name__)
 
 NAME = "supervisor"
+SCHEDULER = "scheduler"
 POLL_SECONDS = 1.0
 STABLE_SECONDS = 60.0
 WAITS_SECONDS = (0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # before the first restart, the second in a row, ...
@@ -46,6 +48,7 @@ class Supervisor:
     commands: Mapping[str, Command]  # by server
     num_in_a_row: dict[str, int] = field(default_factory=dict)  # starts of a server, each of which did not last
     not_before: dict[str, float] = field(default_factory=dict)  # when a server may be started again, in seconds of `now`
+    idle_workers: IdleWorkers = field(default_factory=IdleWorkers)
 
     def look(self, now: float) -> bool:
         """Restart what has ended and whose time has come; False when the stack that this is for is no longer there."""
@@ -53,8 +56,16 @@ class Supervisor:
         if state is None or state.layout.marker != self.marker:
             return False
         for service in list(state.services):
-            if service.name in self.commands and not processes.is_running(service):
+            if service.name in self.commands and (not processes.is_running(service) or self._is_stopped(service)):
                 self._see_to(state, service, now)
+        return True
+
+    def _is_stopped(self, service: Service) -> bool:
+        """A scheduler whose executor will not start another task is ended here, to be restarted like one that has ended."""
+        if service.name != SCHEDULER or not self.idle_workers.one_has_died(service):
+            return False
+        log.warning("%s (pid %d): an idle worker of its executor has died, no task would start any more", service.name, service.pid)
+        processes.stop(service)
         return True
 
     def _see_to(self, state: State, service: Service, now: float) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,8 +39,8 @@ def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
 
 def said(layout: Layout, name: str, what: str) -> list[int]:
     """The pids that a server's log has for `what`: those of all its lives."""
-    lines = [line.split() for line in layout.log_of(name).read_text().splitlines()]
-    return [int(line[1]) for line in lines if line[:1] == [what]]
+    lines = layout.log_of(name).read_text().splitlines(keepends=True)
+    return [int(line.split()[1]) for line in lines if line.startswith(f"{what} ") and line.endswith("\n")]
 
 
 @pytest.fixture
@@ -130,6 +131,44 @@ def test_one_that_has_lasted_is_restarted_at_once(
         kill(recorded(layout, "one"))
         watch.look(float(number))
         assert recorded(layout, "one").num_restarts == number
+
+
+# A scheduler with an idle worker and one that has a task, by their titles.
+EXECUTOR = """
+import os, sys, time
+import setproctitle
+for title in ("<idle>", "bliss_round.fit"):
+    if os.fork() == 0:
+        setproctitle.setproctitle(f"airflow worker -- LocalExecutor: {title}")
+        print("idle" if "idle" in title else "busy", os.getpid(), flush=True)
+        time.sleep(600)
+print("server", os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_scheduler_is_restarted_when_an_idle_worker_of_its_executor_dies(layout: Layout) -> None:
+    pytest.importorskip("setproctitle")
+    commands = {"scheduler": Command([sys.executable, "-c", EXECUTOR], os.environ | {MARKER: layout.marker})}
+    state = State(layout)
+    command = commands["scheduler"]
+    log_file = layout.log_of("scheduler")
+    state.put(processes.start("scheduler", command.arguments, env=command.environment, log_file=log_file, cwd=layout.state_dir))
+    try:
+        wait_for(lambda: len(said(layout, "scheduler", "idle")) == len(said(layout, "scheduler", "busy")) == 1)
+        watch = Supervisor(layout.state_dir, layout.marker, commands)
+        watch.look(1.0)
+        os.kill(said(layout, "scheduler", "busy")[0], signal.SIGKILL)
+        watch.look(2.0)
+        assert recorded(layout, "scheduler").num_restarts == 0, "it costs its own task a try and no more"
+        os.kill(said(layout, "scheduler", "idle")[0], signal.SIGKILL)
+        watch.look(3.0)
+        assert recorded(layout, "scheduler").num_restarts == 1
+        wait_for(lambda: len(said(layout, "scheduler", "idle")) == 2)
+        watch.look(4.0)
+        assert recorded(layout, "scheduler").num_restarts == 1, "the workers of the one before are not missed"
+    finally:
+        processes.end(read_state(layout.state_dir).services, layout.marker)
 
 
 def test_another_stack_or_none_ends_it(state: State, layout: Layout, commands: dict[str, Command]) -> None:

@@ -1,0 +1,270 @@
+"""What must hold at the end of a soak: each check says yes or no, with its figures and, where it is no, what was found."""
+
+import json
+import re
+import statistics
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bliss_ops.lake import TEMPORARY, Lake, sweep_temporary_files
+from bliss_ops.sql import open_snapshot
+from bliss_ops.stack import processes
+from bliss_ops.stack.state import State
+from tests.soak import timeline as timelines
+
+WARM_UP_SECONDS = 120.0  # of a process: imports, caches
+LIFE_SECONDS = 300.0  # a shorter life says nothing about growth
+MEGABYTES_PER_HOUR = 120.0
+FDS_PER_HOUR = 60.0
+SERVERS = ("scheduler", "api-server", "triggerer", "dag-processor", "supervisor", "gcs server", "raylet", "explorer")
+TEMPORARY_SECONDS = 3600.0  # what a killed writer left is swept at this age
+
+# Tracebacks in a server's log that a kill explains, by their last line.
+EXPLAINED: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Check:
+    """One invariant: whether it held, its figures, and what broke it."""
+
+    name: str
+    held: bool
+    figures: dict[str, Any] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+
+
+# ---- while the stack is still up -------------------------------------------------------------------------------------
+
+
+def no_ray_job(state: State) -> Check:
+    """No job is left that runs or waits for its turn, and none of its processes."""
+    found = [job for job in ray_jobs(state) if job["status"] in ("PENDING", "RUNNING")]
+    drivers = []
+    for process in processes.living(state.services, state.layout.marker):
+        words = " ".join(process.cmdline())
+        if re.search(r"/bliss [a-z]", words):
+            drivers.append(f"pid {process.pid}: {words}")
+    orphans = [f"Ray job {job['submission_id']} is {job['status']}: {job['entrypoint']}" for job in found]
+    return Check(
+        "no orphan Ray job, no orphan driver", not orphans + drivers, {"jobs": len(found), "drivers": len(drivers)}, orphans + drivers
+    )
+
+
+def ray_jobs(state: State) -> list[dict[str, Any]]:
+    """The jobs that the head knows: those since its last restart."""
+    token = state.layout.ray_token.read_text().strip()
+    request = urllib.request.Request(f"{state.layout.ray_url}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        found: list[dict[str, Any]] = json.loads(response.read())
+    return found
+
+
+# ---- of what is on the disk ------------------------------------------------------------------------------------------
+
+
+def store_is_files(final_check: dict[str, Any], lake: Lake) -> Check:
+    """`bliss store check` finds nothing, and no score is there twice."""
+    with open_snapshot(lake) as con:
+        ((rows, distinct, score_runs),) = con.execute(
+            "select count(*), count(distinct (score_run_id, sequence_id)), count(distinct score_run_id) from all_scores"
+        ).fetchall()
+    findings = [*final_check["problems"], *final_check["error"]]
+    findings += [f"{rows - distinct} scores are there more than once"] if rows != distinct else []
+    held = final_check["rc"] == 0 and rows == distinct
+    return Check(
+        "store = files, nothing doubled", held, {"score_runs": score_runs, "scores": rows, "verdict": final_check["verdict"]}, findings
+    )
+
+
+def landed_are_scored(lake: Lake, events: Sequence[dict[str, Any]]) -> Check:
+    """Everything that was dropped into the watched folder is a corpus with scores in the store."""
+    dropped = [event for event in events if event["kind"] == "landing"]
+    with open_snapshot(lake) as con:
+        scored = {corpus for (corpus,) in con.execute("select distinct corpus from score_runs order by corpus").fetchall()}
+    parts = Counter(event["folder"] for event in dropped)
+    wanted = [f"{folder}-part-{number:02d}" if number > 1 else folder for folder, count in parts.items() for number in range(1, count + 1)]
+    missing = [f"{name} is not in the store" for name in wanted if name not in scored]
+    return Check("every landed corpus is scored", not missing, {"landed": len(wanted)}, missing)
+
+
+def no_old_temporary_files(lake: Lake) -> Check:
+    """What killed writers left behind is younger than the age at which it is swept, and is swept at that age."""
+    root = Path(lake.root.path)
+    left = [path for path in root.rglob("*") if path.is_file() and path.name.endswith(TEMPORARY)]
+    ages = [time.time() - path.stat().st_mtime for path in left]
+    old = [f"{path}: {age:.0f} s old" for path, age in zip(left, ages, strict=True) if age > TEMPORARY_SECONDS]
+    figures = {"left_by_kills": len(left), "megabytes": round(sum(path.stat().st_size for path in left) / 1e6, 2)}
+    sweep_temporary_files(lake.root, older_than_seconds=-1.0)  # all that an hour later would be
+    remaining = [f"{path} is not swept at any age" for path in left if path.exists()]
+    return Check("temporary files have an end", not old + remaining, figures, old + remaining)
+
+
+# ---- of the timeline -------------------------------------------------------------------------------------------------
+
+
+def reds_are_explained(events: Sequence[dict[str, Any]]) -> Check:
+    """A DAG run was red only where a task was hit as often as it has tries; cleared, it became green."""
+    reds = [event for event in events if event["kind"] == "red"]
+    odd = [f"{red['dag']} {red['run']} {red['task']}: tries {red['tries']}, kills {red['kills']}" for red in reds if not red["explained"]]
+    return Check("red only where hit more often than retried", not odd, {"red": len(reds), "explained": len(reds) - len(odd)}, odd)
+
+
+def all_green(events: Sequence[dict[str, Any]]) -> Check:
+    last: dict[tuple[str, str], str] = {}
+    for event in events:
+        if event["kind"] == "dag run":
+            last[event["dag"], event["run"]] = event["state"]
+    findings = [f"{dag} {run}: {state}" for (dag, run), state in last.items() if state != "success"]
+    findings += [f"not quiet in time: {run}" for event in events if event["kind"] == "not quiet" for run in event["runs"]]
+    return Check("every DAG run ended green", not findings, dict(Counter(dag for dag, _ in last)), findings)
+
+
+def none_stuck(events: Sequence[dict[str, Any]]) -> Check:
+    stuck = [
+        f"{each['dag']} {each['run']} {each['task']} is {each['state']} since {each['since']}" for each in events if each["kind"] == "stuck"
+    ]
+    return Check("no task stuck", not stuck, {}, stuck)
+
+
+def no_reader_error(events: Sequence[dict[str, Any]]) -> Check:
+    readers = [event for event in events if event["kind"] == "reader"]
+    errors = [f"{event['reader']} {event['what']}: {event['error']}" for event in events if event["kind"] == "reader error"]
+    for check in (event for event in events if event["kind"] == "check"):
+        errors += [f"bliss store check: {line}" for line in [*check["problems"], *check["error"]] if not _is_unfinished(line)]
+    figures = {reader["reader"]: {key: reader[key] for key in ("answers", "refusals", "errors", "slowest")} for reader in readers}
+    return Check("no reader error", not errors, figures, errors)
+
+
+def _is_unfinished(problem: str) -> bool:
+    """What `bliss store check` may say beside a load that is on its way."""
+    return any(
+        words in problem for words in ("not in the snapshot as in Parquet", "was loaded in part only", "of the snapshot is not that of")
+    )
+
+
+def no_zombies(samples: Sequence[dict[str, Any]]) -> Check:
+    """None stays: one that the next sample still shows is one that nobody waits for."""
+    counts = [sample["num_zombies"] for sample in samples]
+    lasting = [min(counts[i : i + 6]) for i in range(max(1, len(counts) - 5))]
+    return Check(
+        "no zombie stays a minute",
+        max(lasting, default=0) == 0,
+        {"most": max(counts, default=0), "at the end": counts[-1] if counts else 0},
+    )
+
+
+def memory(samples: Sequence[dict[str, Any]]) -> Check:
+    """Growth of each server in each of its lives, in MB an hour; the whole stack beside it."""
+    findings: list[str] = []
+    figures: dict[str, Any] = {}
+    for kind, slopes in lives(samples, 2).items():
+        figures[kind] = {"lives": len(slopes), "MB/h median": round(statistics.median(slopes)), "MB/h most": round(max(slopes))}
+        if kind in SERVERS and statistics.median(slopes) > MEGABYTES_PER_HOUR:
+            findings.append(
+                f"{kind} grows by {statistics.median(slopes):.0f} MB an hour in its {len(slopes)} lives of {LIFE_SECONDS:.0f} s and more"
+            )
+    whole = [(sample["seconds"], sample["megabytes"]) for sample in samples]
+    figures["whole stack"] = {"MB mean": _mean(whole), "MB most": max((y for _, y in whole), default=0), "MB/h": round(slope(whole))}
+    return Check("memory", not findings, figures, findings)
+
+
+def file_descriptors(samples: Sequence[dict[str, Any]]) -> Check:
+    findings: list[str] = []
+    figures: dict[str, Any] = {}
+    for kind, slopes in lives(samples, 3).items():
+        figures[kind] = {"lives": len(slopes), "per hour, median": round(statistics.median(slopes), 1)}
+        if kind in SERVERS and statistics.median(slopes) > FDS_PER_HOUR:
+            findings.append(f"{kind} opens {statistics.median(slopes):.0f} file descriptors an hour that it does not close")
+    whole = [(sample["seconds"], float(sample["num_fds"])) for sample in samples]
+    figures["whole stack"] = {"mean": _mean(whole), "most": max((y for _, y in whole), default=0), "per hour": round(slope(whole))}
+    return Check("file descriptors", not findings, figures, findings)
+
+
+def lives(samples: Sequence[dict[str, Any]], column: int) -> dict[str, list[float]]:
+    """By kind, the slope per hour of each process that was seen for LIFE_SECONDS after its first two minutes."""
+    points: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
+    for sample in samples:
+        for each in sample["each"]:
+            points[each[0], each[1]].append((sample["seconds"], float(each[column])))
+    found: dict[str, list[float]] = defaultdict(list)
+    for (_, kind), seen in points.items():
+        grown = [(at, value) for at, value in seen if at >= seen[0][0] + WARM_UP_SECONDS]
+        if grown and grown[-1][0] - grown[0][0] >= LIFE_SECONDS - WARM_UP_SECONDS:
+            found[kind].append(slope(grown))
+    return dict(sorted(found.items()))
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Least squares, per hour."""
+    if len({x for x, _ in points}) < 2:
+        return 0.0
+    xs, ys = zip(*points, strict=True)
+    return statistics.linear_regression(xs, ys).slope * 3600
+
+
+def disk(samples: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) -> Check:
+    """What grew, and per what: a DAG run, a restart of Ray's head."""
+    num_dag_runs = len({(event["dag"], event["run"]) for event in events if event["kind"] == "dag run"}) or 1
+    figures: dict[str, Any] = {"DAG runs": num_dag_runs}
+    if samples:
+        first, last = samples[0]["disk_megabytes"], samples[-1]["disk_megabytes"]
+        for name, size in last.items():
+            figures[name] = {
+                "MB": round(size, 1),
+                "grown": round(size - first[name], 1),
+                "per DAG run": round((size - first[name]) / num_dag_runs, 2),
+            }
+    return Check("disk", True, figures)
+
+
+def tracebacks(logs: Path) -> Check:
+    """Every traceback in a server's log is of a kind that a kill explains."""
+    known: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
+    for path in sorted(logs.glob("*.log")):
+        for last_line in last_lines_of_tracebacks(path.read_text(errors="replace")):
+            why = next((why for pattern, why in EXPLAINED if re.search(pattern, last_line)), None)
+            if why:
+                known[why] += 1
+            else:
+                odd[f"{path.name}: {re.sub('0x[0-9a-f]+|[0-9a-f-]{36}|[0-9]+', '#', last_line)[:260]}"] += 1
+    findings = [f"{line} ({count} times)" for line, count in odd.most_common()]
+    return Check("no unexplained traceback", not findings, dict(known.most_common()), findings)
+
+
+def last_lines_of_tracebacks(text: str) -> Iterator[str]:
+    """The line with the exception of each traceback."""
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if "Traceback (most recent call last)" not in line:
+            continue
+        indent = len(line) - len(line.lstrip())
+        for following in lines[number + 1 :]:
+            if following.strip() and len(following) - len(following.lstrip()) <= indent:
+                yield following.strip()
+                break
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> float:
+    return round(statistics.fmean(y for _, y in points), 1) if points else 0.0
+
+
+def of_timeline(path: Path) -> list[Check]:
+    """Every check that the timeline alone answers."""
+    events = timelines.read(path)
+    samples = [event for event in events if event["kind"] == "sample"]
+    return [
+        all_green(events),
+        reds_are_explained(events),
+        none_stuck(events),
+        no_reader_error(events),
+        no_zombies(samples),
+        memory(samples),
+        file_descriptors(samples),
+        disk(samples, events),
+    ]
