@@ -2,7 +2,8 @@
 
 The lake is one root, local or on an object store (`BLISS_LAKE`, any fsspec URI). Everything below it has a readable address
 made here. Files appear whole or not at all: local files through a temporary name, fsync and rename; object stores publish an
-object only when its upload completes.
+object only when its upload completes. There are no directories on an object store, only names that begin alike: what a stage has made is
+in its manifest, and nothing is concluded from a listing that a manifest can say.
 """
 
 import errno
@@ -22,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from upath import UPath
 
+from bliss_ops import object_store as object_store  # makes ours the file system of s3:// addresses
 from bliss_ops.config import IngestConfig, RunConfig, SettingsT, check_name, parse
 
 if TYPE_CHECKING:
@@ -70,8 +72,9 @@ class Lake:
     def further_score_names(self) -> list[tuple[str, str]]:
         """(corpus, name) of all finished ones, sorted."""
         scores = self.root / "scores"
-        corpora = sorted(p.name for p in scores.iterdir() if p.is_dir()) if scores.exists() else []
-        return sorted((corpus, p.name) for corpus in corpora for p in (scores / corpus).iterdir() if (p / "manifest.json").exists())
+        found = [(corpus, name) for corpus in names_in(scores) for name in names_in(scores / corpus)]
+        finished = at_once(lambda each: (scores / each[0] / each[1] / "manifest.json").is_file(), found, scores)
+        return [each for each, is_finished in zip(found, finished, strict=True) if is_finished]
 
     def comparison(self, name: str) -> UPath:
         """`comparisons/<name>`: the report about several runs."""
@@ -185,6 +188,17 @@ def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file")
 
 
+def is_on_s3(path: UPath) -> bool:
+    return path.protocol == "s3"
+
+
+def names_in(directory: UPath) -> list[str]:
+    """Names of what is in a directory, sorted; none where it does not exist. Some object stores list what is new a little later."""
+    if is_on_s3(directory):
+        return cast("list[str]", directory.fs.names(directory.path))
+    return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+
+
 def shard_file(directory: UPath, shard: int) -> UPath:
     return directory / f"shard-{shard:05d}.parquet"
 
@@ -240,9 +254,16 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="bliss-") as scratch:
             temporary = Path(scratch) / path.name
             yield temporary
-            _check()
-            path.fs.put_file(str(temporary), path.path)
-            _remember_content(path, temporary)
+            _upload(temporary, path)
+
+
+def _upload(file: Path, path: UPath) -> None:
+    if is_on_s3(path):
+        path.fs.upload(str(file), path.path, _check)
+    else:
+        _check()
+        path.fs.put_file(str(file), path.path)
+    _remember_content(path, file)
 
 
 _contents: dict[str, tuple[int, str]] = {}  # bytes and sha256 of what this process has last put on an object store
@@ -277,8 +298,10 @@ def _check() -> None:
 
 
 def sweep_temporary_files(directory: UPath, *, older_than_seconds: float = 3600.0) -> None:
-    """Remove what killed writers left below a local directory; younger files may belong to a writer that is alive."""
-    if is_local(directory):
+    """Remove what killed writers left below a directory; what is younger may belong to a writer that is alive."""
+    if is_on_s3(directory):
+        directory.fs.sweep(directory.path, older_than_seconds)
+    elif is_local(directory):
         for file in Path(directory.path).rglob(f".*{TEMPORARY}"):
             if time.time() - file.stat().st_mtime > older_than_seconds:
                 file.unlink(missing_ok=True)
@@ -295,7 +318,7 @@ def read_bytes(path: UPath) -> bytes:
     Raises:
         FileNotFoundError: it is not there.
     """
-    data: bytes = path.fs.cat_file(path.path, start=0)  # without a start s3fs asks for the size first, and for a listing where none is
+    data: bytes = path.fs.cat_file(path.path, start=0)  # without a start fsspec's own file systems ask for the size first
     return data
 
 
@@ -331,7 +354,9 @@ def write_parquet(path: UPath, table: "pa.Table", *, row_group_size: int | None 
 
 def _configured(directory: UPath) -> list[str]:
     """Names of the sub-directories that have a config, sorted."""
-    return sorted(path.name for path in directory.iterdir() if (path / "config.json").exists()) if directory.exists() else []
+    names = names_in(directory)
+    configured = at_once(lambda name: (directory / name / "config.json").is_file(), names, directory)
+    return [name for name, has_config in zip(names, configured, strict=True) if has_config]
 
 
 def _read_config(model: type[SettingsT], path: UPath, missing: str) -> SettingsT:

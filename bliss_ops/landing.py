@@ -29,7 +29,7 @@ from bliss_ops.configure import configure_corpus
 from bliss_ops.corpus.addresses import Address, readable, resolve
 from bliss_ops.corpus.readers import ENDINGS
 from bliss_ops.corpus.source import read_list
-from bliss_ops.lake import TEMPORARY, Corpus, Lake, is_local, sha256_of
+from bliss_ops.lake import TEMPORARY, Corpus, Lake, is_local, is_on_s3, names_in, sha256_of
 from bliss_ops.manifest import find_manifest
 from bliss_ops.recipes import load_recipe
 from bliss_ops.rescoring import TOKENIZER_FILE, score_models
@@ -89,8 +89,7 @@ def look(prefix: str) -> Folders:
     if root.scheme not in ("", "s3"):
         raise ValueError(f"{prefix} cannot be watched: give a folder of this machine or s3://bucket/prefix")
     with readable(prefix, root.scheme):
-        root.fs.invalidate_cache()
-        if not root.fs.isdir(root.path if not root.scheme else root.path.partition("/")[0]):  # a bucket's prefix may be empty
+        if not root.scheme and not root.fs.isdir(root.path):  # a prefix of a bucket may be empty
             raise FileNotFoundError(prefix)
         found = root.fs.find(root.path, detail=True)
     folders: Folders = {}
@@ -163,7 +162,7 @@ def ingest(lake: Lake, part: Part, work: pipeline.Work = pipeline.EVERYTHING) ->
 
 def is_ingested(corpus: Corpus) -> bool:
     """Whether the last stage of ingestion has finished."""
-    return (corpus.path / "config.json").exists() and find_manifest(corpus.validation) is not None
+    return (corpus.path / "config.json").is_file() and find_manifest(corpus.validation) is not None
 
 
 def _how_to_ingest(lake: Lake, prefix: str, recipe: str | None, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -219,8 +218,8 @@ def _take(lake: Lake, folder: str, uris: list[str], recipe: str, settings: Mappi
         raise FileExistsError(folder)
     number = 1 + max((int(name[5:-5]) for name in lists), default=0)
     corpus = check_name(folder if number == 1 else f"{folder}-part-{number:02d}")
-    list_file = lake.root / "landed" / folder / f"part-{number:02d}.list"
-    if (lake.corpus(corpus).path / "config.json").exists() and lake.corpus(corpus).config.source != str(list_file):
+    list_file = lake.root / "landed" / folder / _list_name(number)
+    if (lake.corpus(corpus).path / "config.json").is_file() and lake.corpus(corpus).config.source != str(list_file):
         raise ValueError(f"there is a corpus {corpus!r} already that was not landed here: give the folder another name")
     how = {"corpus": corpus, "recipe": recipe, "settings": dict(settings) | {"ingest.corpus": corpus, "ingest.source": str(list_file)}}
     lines = [f"{SETTINGS_MARK}{json.dumps(how, sort_keys=True)}", *uris]
@@ -239,8 +238,8 @@ def _create(path: UPath, content: bytes) -> None:
     Raises:
         FileExistsError: there is one: someone else takes files in at the same time.
     """
-    if not is_local(path):
-        path.fs.pipe_file(path.path, content, mode="create")
+    if is_on_s3(path):
+        path.fs.create(path.path, content)
         return
     with tempfile.NamedTemporaryFile(dir=_made(path.parent), prefix=f".{path.name}.", suffix=TEMPORARY) as file:
         file.write(content)
@@ -259,8 +258,15 @@ def _lists(lake: Lake, folder: str) -> dict[str, UPath]:
     if not _is_name(folder):
         return {}
     directory = lake.root / "landed" / folder
-    names = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
-    return {name: directory / name for name in names if re.fullmatch(r"part-\d{2,}[.]list", name)}
+    numbers = [int(found[1]) for name in names_in(directory) if (found := re.fullmatch(r"part-(\d{2,})[.]list", name))]
+    if not is_local(directory):  # where a listing may be late
+        while (directory / _list_name(following := max(numbers, default=0) + 1)).is_file():
+            numbers.append(following)
+    return {_list_name(number): directory / _list_name(number) for number in sorted(numbers)}
+
+
+def _list_name(number: int) -> str:
+    return f"part-{number:02d}.list"
 
 
 def _is_name(folder: str) -> bool:

@@ -1,7 +1,7 @@
 """Addresses of source data: which ones are taken, how they are opened, and what their failures mean in words.
 
 Sources are read through fsspec. Its back ends raise a dozen exception types for "it is not there"; here they become one
-ValueError that names the address and what to do. Retries are few and short: a wrong endpoint is told in seconds, not minutes.
+ValueError that names the address and what to do. Those of object stores are tried again and put into words in `bliss_ops.object_store`.
 """
 
 import os
@@ -15,6 +15,7 @@ import fsspec
 from upath import UPath
 
 from bliss_ops.names import RefusedHostError, check_address, check_allowed
+from bliss_ops.object_store.errors import StoreError
 
 _HINTS = {
     "": "check the path",
@@ -82,9 +83,6 @@ def read_whole(address: Address, most_bytes: int) -> bytes:
 
 
 def _options(scheme: str, uri: str) -> dict[str, Any]:
-    if scheme == "s3":
-        # s3fs retries connection errors by itself; with botocore's retries on top an unreachable endpoint took minutes.
-        return {"config_kwargs": {"connect_timeout": 4, "read_timeout": 60, "retries": {"max_attempts": 0}}}
     if scheme in ("http", "https"):
         from bliss_ops.corpus import redirects
 
@@ -105,6 +103,8 @@ def readable(uri: str, scheme: str) -> Iterator[None]:
     """
     try:
         yield
+    except StoreError as error:  # has been tried often enough, and says what to do
+        raise ValueError(str(error) if uri in str(error) else f"{uri}: {error}") from error
     except _failures(scheme) as caught:
         # fsspec calls every failed HTTP request "file not found"; what it was is in the cause.
         is_hidden = (
@@ -128,11 +128,6 @@ def _refusal(error: BaseException | None) -> RefusedHostError | None:
 
 def _failures(scheme: str) -> tuple[type[BaseException], ...]:
     """The exception types of a scheme's back end; its libraries are imported only when that scheme is used."""
-    if scheme == "s3":
-        import aiohttp
-        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
-
-        return (OSError, TimeoutError, BotoCoreError, ClientError, aiohttp.ClientError)
     if scheme in ("http", "https"):
         import aiohttp
 

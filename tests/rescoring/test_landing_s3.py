@@ -32,7 +32,7 @@ def test_objects_below_a_prefix_become_corpora(s3: Any, tmp_path: Path) -> None:
     s3.pipe_file("drop/in/news/a.jsonl", json_lines(rows(40, start=1)))
     (problem,) = landing.land(lake, prefix, settle_seconds=0).problems
     assert "s3://drop/in/news/a.jsonl was written anew" in problem
-    with pytest.raises(ValueError, match="s3://nowhere/in does not exist"):
+    with pytest.raises(ValueError, match="s3://nowhere/in: bucket 'nowhere' does not exist"):
         landing.look("s3://nowhere/in")
     with pytest.raises(FileExistsError):
         landing._create(lake.root / "landed" / "news" / "part-01.list", b"")
