@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from bliss_ops import __version__
+from bliss_ops import __version__, release
 from bliss_ops.cli import exchange, explore, gates, operations, plan, reports, rescoring, runs, scores, stack, stages, store
 
 GROUPS = (runs, plan, gates, reports, scores, store, exchange, explore, rescoring, stack, operations, stages)  # in the order of `bliss --help`
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     try:
+        release.check()
         return arguments.command(arguments) or 0
     except (ValueError, OSError) as error:
         if arguments.traceback:
