@@ -166,7 +166,10 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": 2,
         "SCHEDULER__ENABLE_HEALTH_CHECK": False,
-        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 60,  # a task whose process was killed is tried again after a minute, not five
+        # A task waits for an API server that is being restarted, a minute; by default it gives up after some ten seconds, a try each time.
+        "WORKERS__EXECUTION_API_RETRIES": 20,
+        "WORKERS__EXECUTION_API_RETRY_WAIT_MAX": 5,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 90,  # a killed process's task is tried again after that, not five minutes
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 15,  # and a killed scheduler's tasks as soon as it counts as dead, after 30 s
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 30,
