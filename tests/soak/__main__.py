@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 QUIET_SECONDS = 1200.0  # for what was begun to end, without kills
 IDLE_SECONDS = 30.0
 NUM_RUNS_AT_ONCE = 2
-SHORT_MINUTES = 15.0  # below, landings and nights follow each other three times as quickly
+SHORT_MINUTES = 15.0  # below, runs have one round instead of two, and landings and nights follow each other three times as quickly
 
 
 def main() -> int:
@@ -118,7 +118,9 @@ def _work(directory: Path, lake: Lake, state: State, timeline: Timeline, minutes
         threads.start("kills", lambda: chaos.run(kills, state_dir, timeline, no_more))
         workload.ingest(api, timeline)
         for number in range(NUM_RUNS_AT_ONCE):
-            threads.start(f"rounds {number}", lambda: workload.run_rounds(api, timeline, no_more, names))
+            threads.start(
+                f"rounds {number}", lambda: workload.run_rounds(api, timeline, no_more, names, 1 if minutes < SHORT_MINUTES else 2)
+            )
         prepared = directory / "prepared"
         threads.start("landing", lambda: workload.land(lake, drop, prepared, timeline, no_more, seed, workload.LANDING_SECONDS / hurry))
         threads.start("nights", lambda: workload.rescore_nightly(api, timeline, no_more, workload.NIGHTLY_SECONDS / hurry))

@@ -27,7 +27,6 @@ from tests.soak.timeline import Timeline
 
 RECIPE = "smoke"
 METHODS = ("bliss", "random", "perplexity", "dsir")
-NUM_ROUNDS = 2
 SETTINGS = {"fidelity.num_probes": 16}
 LANDING_SECONDS, NIGHTLY_SECONDS, CHECK_SECONDS = 240.0, 480.0, 270.0
 DOUBLED = "select score_run_id, sequence_id from all_scores group by all having count(*) > 1 order by all limit 3"
@@ -38,12 +37,12 @@ from score_runs r left join all_scores s using (score_run_id) group by all havin
 SCORE_RUNS = "select score_run_id, corpus, kind, run from score_runs order by finished_at, score_run_id"
 
 
-def run_rounds(api: PatientApi, timeline: Timeline, stop: threading.Event, names: "Names") -> None:
-    """One run of two rounds after the other, until `stop` is set; returns when the last one has ended."""
+def run_rounds(api: PatientApi, timeline: Timeline, stop: threading.Event, names: "Names", num_rounds: int) -> None:
+    """One run after the other, until `stop` is set; returns when the last one has ended."""
     while not stop.is_set():
         method, seed = next(names)
         name = f"{RECIPE}-{method}-s{seed}"
-        conf = {"recipe": RECIPE, "method": method, "seed": seed, "round": 1, "name": name, "num_rounds": NUM_ROUNDS, **SETTINGS}
+        conf = {"recipe": RECIPE, "method": method, "seed": seed, "round": 1, "name": name, "num_rounds": num_rounds, **SETTINGS}
         run_id = api.trigger_once("bliss_round", f"{name}-round-01", conf)
         timeline.write("trigger", dag="bliss_round", run=run_id)
         while any(run["dag_id"] == "bliss_round" and run["dag_run_id"].startswith(f"{name}-round-") for run in api.unfinished_dag_runs()):
