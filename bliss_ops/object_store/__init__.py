@@ -64,11 +64,14 @@ def environment() -> dict[str, str]:
     if not connection:
         return found
     if _resolver is None:
+        if "AWS_ACCESS_KEY_ID" in found:  # a command that Airflow has started, and told what the connection has
+            return found
         raise ValueError(
             f"{CONNECTION} is {connection!r}, but this process is none of Airflow's and has no connections: unset it and set "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
         )
-    return {name: value for name, value in found.items() if name not in ("AWS_SESSION_TOKEN",)} | dict(_resolver(connection))
+    found.pop("AWS_SESSION_TOKEN", None)  # of other credentials
+    return found | dict(_resolver(connection))
 
 
 def forwarded_environment() -> dict[str, str]:
