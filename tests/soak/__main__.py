@@ -168,7 +168,7 @@ def judge(directory: Path) -> bool:
         invariants.no_old_temporary_files(lake),
         Check("down leaves nothing", not down["left"] and not down["ray_temp_is_there"], {"said": down["said"]}, down["left"]),
         Check("no thread of the soak failed", "thread failed" not in found, {}, [str(e) for e in events if e["kind"] == "thread failed"]),
-        invariants.tracebacks(directory / "state" / "logs"),
+        invariants.tracebacks(directory / "state" / "logs", events),
     ]
     facts = {
         **{name: found["begin"][name] for name in ("minutes", "seed", "version", "commit", "processors", "python")},

@@ -24,8 +24,22 @@ FDS_PER_HOUR = 60.0
 SERVERS = ("scheduler", "api-server", "triggerer", "dag-processor", "supervisor", "gcs server", "raylet", "explorer")
 TEMPORARY_SECONDS = 3600.0  # what a killed writer left is swept at this age
 
-# Tracebacks in a server's log that a kill explains, by their last line.
-EXPLAINED: tuple[tuple[str, str], ...] = ()
+RAY_HEAD = ("raylet", "gcs server", "ray head", "ray dashboard")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Tracebacks with such a last line follow from the death of one of these."""
+
+    pattern: str
+    victims: tuple[str, ...]
+    why: str
+
+
+EXPLAINED = (
+    Explained(r"^(httpcore|httpx)\.\w*Error: ", ("api-server",), "a task's request while the API server was away"),
+    Explained(r"IncompleteReadError", ("triggerer",), "the trigger runner, whose triggerer was killed"),
+)
 
 
 @dataclass
@@ -222,13 +236,14 @@ def disk(samples: Sequence[dict[str, Any]], events: Sequence[dict[str, Any]]) ->
     return Check("disk", True, figures)
 
 
-def tracebacks(logs: Path) -> Check:
-    """Every traceback in a server's log is of a kind that a kill explains."""
+def tracebacks(logs: Path, events: Sequence[dict[str, Any]]) -> Check:
+    """Every traceback in a server's log is of a kind that a kill explains, and there was such a kill."""
+    killed = {event["victim"] for event in events if event["kind"] == "kill"}
     known: Counter[str] = Counter()
     odd: Counter[str] = Counter()
     for path in sorted(logs.glob("*.log")):
         for last_line in last_lines_of_tracebacks(path.read_text(errors="replace")):
-            why = next((why for pattern, why in EXPLAINED if re.search(pattern, last_line)), None)
+            why = next((each.why for each in EXPLAINED if killed & set(each.victims) and re.search(each.pattern, last_line)), None)
             if why:
                 known[why] += 1
             else:

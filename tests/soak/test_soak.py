@@ -135,15 +135,14 @@ ConnectionRefusedError: [Errno 111] Connection refused
 """
 
 
-def test_a_traceback_is_known_by_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traceback_is_explained_by_a_kill_and_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "scheduler.log").write_text(LOG)
-    check = invariants.tracebacks(tmp_path)
-    monkeypatch.setattr(invariants, "EXPLAINED", ())
-    assert invariants.tracebacks(tmp_path).findings == ["scheduler.log: ConnectionRefusedError: [Errno #] Connection refused (1 times)"]
-    monkeypatch.setattr(invariants, "EXPLAINED", (("ConnectionRefused", "the API server was away"),))
-    check = invariants.tracebacks(tmp_path)
+    monkeypatch.setattr(invariants, "EXPLAINED", (invariants.Explained("ConnectionRefused", ("api-server",), "it was away"),))
+    check = invariants.tracebacks(tmp_path, [{"kind": "kill", "victim": "api-server"}])
     assert check.held
-    assert check.figures == {"the API server was away": 1}
+    assert check.figures == {"it was away": 1}
+    check = invariants.tracebacks(tmp_path, [{"kind": "kill", "victim": "raylet"}])
+    assert check.findings == ["scheduler.log: ConnectionRefusedError: [Errno #] Connection refused (1 times)"]
 
 
 class Recovering(BaseHTTPRequestHandler):
