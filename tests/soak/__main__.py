@@ -165,7 +165,7 @@ def judge(directory: Path) -> bool:
         bytes_equal,
         invariants.store_is_files(found["final check"], lake),
         invariants.landed_are_scored(lake, events),
-        invariants.no_old_temporary_files(lake),
+        invariants.temporary_files_end(lake),
         Check("down leaves nothing", not down["left"] and not down["ray_temp_is_there"], {"said": down["said"]}, down["left"]),
         Check("no thread of the soak failed", "thread failed" not in found, {}, [str(e) for e in events if e["kind"] == "thread failed"]),
         invariants.tracebacks(directory / "state" / "logs", events),

@@ -1,8 +1,11 @@
 """What must hold at the end of a soak: each check says yes or no, with its figures and, where it is no, what was found."""
 
 import json
+import os
 import re
 import statistics
+import subprocess
+import sys
 import time
 import urllib.request
 from collections import Counter, defaultdict
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bliss_ops.lake import TEMPORARY, Lake, sweep_temporary_files
+from bliss_ops.lake import TEMPORARY, Lake
 from bliss_ops.sql import open_snapshot
 from bliss_ops.stack import processes
 from bliss_ops.stack.state import State
@@ -106,16 +109,19 @@ def landed_are_scored(lake: Lake, events: Sequence[dict[str, Any]]) -> Check:
     return Check("every landed corpus is scored", not missing, {"landed": len(wanted)}, missing)
 
 
-def no_old_temporary_files(lake: Lake) -> Check:
-    """What killed writers left behind is younger than the age at which it is swept, and is swept at that age."""
-    root = Path(lake.root.path)
-    left = [path for path in root.rglob("*") if path.is_file() and path.name.endswith(TEMPORARY)]
-    ages = [time.time() - path.stat().st_mtime for path in left]
-    old = [f"{path}: {age:.0f} s old" for path, age in zip(left, ages, strict=True) if age > TEMPORARY_SECONDS]
+def temporary_files_end(lake: Lake) -> Check:
+    """What killed writers left behind is younger than the age at which `bliss gc` takes it, and at that age `bliss gc` takes all of it."""
+    left = [path for path in Path(lake.root.path).rglob("*") if path.is_file() and TEMPORARY in path.name]
+    ages = {path: time.time() - path.stat().st_mtime for path in left}
+    old = [f"{path}: {age:.0f} s old" for path, age in ages.items() if age > TEMPORARY_SECONDS]
     figures = {"left_by_kills": len(left), "megabytes": round(sum(path.stat().st_size for path in left) / 1e6, 2)}
-    sweep_temporary_files(lake.root, older_than_seconds=-1.0)  # all that an hour later would be
-    remaining = [f"{path} is not swept at any age" for path in left if path.exists()]
-    return Check("temporary files have an end", not old + remaining, figures, old + remaining)
+    for path in left:
+        os.utime(path, (time.time() - 2 * 86400.0,) * 2)
+    command = ["gc", "--only", "temporary", "--delete", "--lake", str(lake.root)]
+    result = subprocess.run([sys.executable, "-m", "bliss_ops.cli", *command], capture_output=True, text=True, check=False)
+    old += [f"`bliss {' '.join(command)}`: {result.stderr[-500:]}"] if result.returncode else []
+    old += [f"{path} is left by `bliss gc` at any age" for path in left if path.exists()]
+    return Check("temporary files have an end", not old, figures, old)
 
 
 # ---- of the timeline -------------------------------------------------------------------------------------------------

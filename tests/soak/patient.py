@@ -8,6 +8,7 @@ from urllib.error import URLError
 from bliss_ops.stack.airflow_api import CONFLICT, FINISHED, AirflowApi, AirflowError
 
 PATIENCE_SECONDS = 180.0  # a server that has been killed is back within half a minute
+RETRY_SECONDS = 1.0
 PAGE = 100
 SERVER_ERROR = 500
 
@@ -89,4 +90,4 @@ class PatientApi(AirflowApi):
                 if time.monotonic() > deadline:
                     raise
             self.num_waits += 1
-            time.sleep(1.0)
+            time.sleep(RETRY_SECONDS)

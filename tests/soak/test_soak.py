@@ -115,14 +115,14 @@ def test_a_byte_that_differs_is_found(tmp_path: Path) -> None:
     assert any("the soak has none" in line for line in reference.differences(soaked, alone))
 
 
-def test_what_a_killed_writer_left_must_be_sweepable(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_must_be_taken_by_gc(tmp_path: Path) -> None:
     lake = Lake.open(tmp_path)
     (tmp_path / ".scores.parquet.abc.tmp").write_text("half")
-    check = invariants.no_old_temporary_files(lake)
+    check = invariants.temporary_files_end(lake)
     assert check.held
     assert check.figures["left_by_kills"] == 1
     (tmp_path / "scores.parquet.tmp").write_text("half")
-    assert not invariants.no_old_temporary_files(lake).held
+    assert not invariants.temporary_files_end(lake).held
 
 
 LOG = """\
@@ -165,7 +165,7 @@ class Recovering(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[PatientApi]:
-    monkeypatch.setattr(patient.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patient, "RETRY_SECONDS", 0.0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Recovering)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield PatientApi(f"http://127.0.0.1:{server.server_port}", "admin", "secret")
