@@ -1,6 +1,6 @@
 """An S3 server in memory that answers after a fixed time and counts what it is asked: requests and bytes, by kind.
 
-As much of S3 as s3fs asks for: HEAD, GET with a range, PUT, multipart upload, DELETE, and listings of at most 1,000 keys. It is a process
+As much of S3 as the lake asks for: HEAD, GET with a range, PUT, multipart upload, DELETE, listings of at most 1,000 keys. It is a process
 of its own, so the processor time of the one that asks is that of its client alone. Nothing is checked: signatures, checksums, buckets.
 """
 
@@ -116,6 +116,8 @@ class Store:
             parts = self.uploads.pop(upload)
             self.objects[key] = b"".join(parts[number] for number in sorted(parts))
             text = f"<CompleteMultipartUploadResult><Key>{escape(key)}</Key></CompleteMultipartUploadResult>"
+        elif method == "GET":
+            text = "<ListMultipartUploadsResult/>"  # those of the paths that are asked about have all ended
         else:
             self.uploads.pop(upload, None)
             text = ""
