@@ -56,36 +56,34 @@ class Supervisor:
         if state is None or state.layout.marker != self.marker:
             return False
         for service in list(state.services):
-            if service.name in self.commands and (not processes.is_running(service) or self._is_stopped(service)):
-                self._see_to(state, service, now)
+            if service.name in self.commands and (not processes.is_running(service) or self._is_wedged(service)):
+                try:
+                    self._see_to(state, service, now)
+                except (RuntimeError, OSError) as error:  # what hangs in the kernel, no memory, a full disk: all of them may pass
+                    log.error("%s cannot be restarted yet: %s", service.name, error)  # noqa: TRY400 - the message says it all
         return True
 
-    def _is_stopped(self, service: Service) -> bool:
-        """A scheduler whose executor will not start another task is ended here, to be restarted like one that has ended."""
+    def _is_wedged(self, service: Service) -> bool:
+        """Whether it is a scheduler whose executor will not start another task."""
         if service.name != SCHEDULER or not self.idle_workers.one_has_died(service):
             return False
         log.warning("%s (pid %d): an idle worker of its executor has died, no task would start any more", service.name, service.pid)
-        processes.stop(service)
         return True
 
     def _see_to(self, state: State, service: Service, now: float) -> None:
         name = service.name
         if name not in self.not_before:
             lasted = time.time() - service.created_at
-            in_a_row = 0 if lasted >= STABLE_SECONDS else self.num_in_a_row.get(name, -1) + 1
-            self.num_in_a_row[name] = in_a_row
-            wait = WAITS_SECONDS[min(in_a_row, len(WAITS_SECONDS) - 1)]
-            self.not_before[name] = now + wait
             num_left = processes.end_remains(service, self.marker)
-            log.warning(
-                "%s (pid %d) has ended after %.0f s, %d processes of it were left and are killed; it is restarted %s",
-                *(name, service.pid, lasted, num_left),
-                f"in {wait:.0f} s" if wait else "now",
-            )
+            in_a_row = 0 if lasted >= STABLE_SECONDS else self.num_in_a_row.get(name, -1) + 1
+            wait = WAITS_SECONDS[min(in_a_row, len(WAITS_SECONDS) - 1)]
+            self.num_in_a_row[name], self.not_before[name] = in_a_row, now + wait
+            when = f"in {wait:.0f} s" if wait else "now"
+            log.warning("%s has ended after %.0f s; %d processes of it are killed, it is restarted %s", name, lasted, num_left, when)
         if now < self.not_before[name]:
             return
-        del self.not_before[name]
         state.put(self._start(state.layout, service))
+        del self.not_before[name]
 
     def _start(self, layout: Layout, service: Service) -> Service:
         command = self.commands[service.name]

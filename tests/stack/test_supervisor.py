@@ -122,6 +122,20 @@ def test_one_that_ends_again_and_again_waits_longer_each_time(layout: Layout) ->
     assert waits == [3, 5, 9, 17, 33, 61, 61], "a second to see it, then 2, 4, 8, 16, 32, 60, 60"
 
 
+def test_a_start_that_fails_is_tried_again(
+    state: State, layout: Layout, commands: dict[str, Command], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = Supervisor(layout.state_dir, layout.marker, commands)
+    kill(recorded(layout, "one"))
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "start", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no space left")))
+        assert watch.look(1.0)
+    assert "one cannot be restarted yet: no space left" in caplog.text
+    assert recorded(layout, "one").num_restarts == 0
+    assert watch.look(2.0)
+    assert recorded(layout, "one").num_restarts == 1
+
+
 def test_one_that_has_lasted_is_restarted_at_once(
     state: State, layout: Layout, commands: dict[str, Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +208,7 @@ def test_down_ends_it_before_the_servers(state: State, layout: Layout) -> None:
     kill(recorded(layout, "two"))
     wait_for(lambda: len(said(layout, "two", "server")) == 2)
     wait_for(lambda: recorded(layout, "two").num_restarts == 1)
-    assert "two (pid" in layout.log_of(supervisor.NAME).read_text()
+    assert "two has ended" in layout.log_of(supervisor.NAME).read_text()
     local.down(layout.state_dir)
     assert read_state(layout.state_dir) is None
     assert processes.living(state.services, layout.marker) == []
