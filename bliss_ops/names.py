@@ -81,6 +81,17 @@ def check_address(uri: str) -> str:
     return scheme
 
 
+def check_stored(uri: str) -> str:
+    """Return the address of a folder or file that is listed and read without the guards of sources: a local path, or s3://.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if check_address(uri) not in ("", "s3"):
+        raise ValueError(f"{_shown(uri)} is not read from there: give a local path or s3://bucket/key")
+    return uri
+
+
 def redacted(uri: str) -> str:
     """An address without the credentials in it, fit for a message."""
     address, mark, query = (_CREDENTIALS.sub("***@", uri) if "@" in uri else uri).partition("?")

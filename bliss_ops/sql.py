@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 Format = Literal["table", "csv", "json", "parquet"]
 ROWS_ON_TERMINAL = 100
 BATCH_ROWS = 10_000
+# Closing external access forbids all of this already; two locks are better than one.
+NOTHING_MORE: dict[str, Any] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "allow_community_extensions": False,
+    "allow_persistent_secrets": False,
+}
 _EXPLAIN = re.compile(r"\s*explain(\s+analyze)?\s*(\([^)]*\))?", re.IGNORECASE)
 
 
@@ -111,7 +118,7 @@ def connect_read_only(file: Path, scratch: str, *, memory_limit: str, **settings
     """A connection to one DuckDB file that can read it, spill to `scratch`, and do nothing else; its settings are locked."""
     import duckdb
 
-    config: dict[str, Any] = {"temp_directory": scratch, "memory_limit": memory_limit, "python_enable_replacements": False}
+    config: dict[str, Any] = {"temp_directory": scratch, "memory_limit": memory_limit, "python_enable_replacements": False} | NOTHING_MORE
     # In a database of its own memory, so that two connections of one process need not agree on their settings.
     con = duckdb.connect(":memory:", config=config | settings)
     try:
@@ -133,11 +140,18 @@ def check_reads(con: "DuckDBPyConnection", statement: str) -> None:
     """
     import duckdb
 
-    statements = con.extract_statements(statement)
-    if len(statements) == 1 and statements[0].type == duckdb.StatementType.EXPLAIN:
-        statements = con.extract_statements(_EXPLAIN.sub("", statement, count=1))
-    if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:  # describe, show, summarize are SELECTs to DuckDB
+    kinds = _kinds(con, statement)
+    if kinds == [duckdb.StatementType.EXPLAIN]:
+        kinds = _kinds(con, _EXPLAIN.sub("", statement, count=1))
+    if kinds != [duckdb.StatementType.SELECT]:  # describe, show, summarize are SELECTs to DuckDB
         raise ValueError("only one statement, and one that reads, can be run: select, with, from, describe, summarize, show, explain")
+
+
+def _kinds(con: "DuckDBPyConnection", statement: str) -> list[Any]:
+    try:
+        return [each.type for each in con.extract_statements(statement)]
+    except ValueError:  # a kind that DuckDB's Python package has no word for, such as `update extensions`
+        return []
 
 
 @contextmanager

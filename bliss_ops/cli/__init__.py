@@ -11,7 +11,20 @@ from collections.abc import Sequence
 from bliss_ops import __version__, release
 from bliss_ops.cli import exchange, explore, gates, operations, plan, reports, rescoring, runs, scores, stack, stages, store
 
-GROUPS = (runs, plan, gates, reports, scores, store, exchange, explore, rescoring, stack, operations, stages)  # in the order of `bliss --help`
+GROUPS = (
+    runs,
+    plan,
+    gates,
+    reports,
+    scores,
+    store,
+    exchange,
+    explore,
+    rescoring,
+    stack,
+    operations,
+    stages,
+)  # in the order of `bliss --help`
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bliss_ops.config.settings import Settings
+from bliss_ops.config.settings import Settings, StoredAddress
 
 TaskName = Literal[
     "sciq", "arc_easy", "arc_challenge", "logiqa", "openbookqa", "boolq", "hellaswag", "piqa", "winogrande", "lambada_openai",
@@ -20,7 +20,7 @@ class EvaluationConfig(Settings):
         max_length=10,
         description="Zero-shot tasks, by their names in lm-evaluation-harness; empty: only the validation loss.",
     )
-    data: str = Field(
+    data: StoredAddress = Field(
         default=HUB,
         min_length=1,
         description="Where their rows are: `hub` (Hugging Face datasets), or a folder of downloaded files, which needs no network.",

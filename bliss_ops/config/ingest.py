@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from bliss_ops.config.gates import CorpusGatesConfig
-from bliss_ops.config.settings import Name, Settings, neutral
+from bliss_ops.config.settings import Name, Settings, SourceAddress, neutral
 
 EMBEDDED = "embedded"  # the `source` that harvests the installed Python environment
 NO_VALIDATION = "none"  # the validation `source` of a corpus that is scored only
@@ -12,7 +12,9 @@ NO_VALIDATION = "none"  # the validation `source` of a corpus that is scored onl
 class OtherValidationConfig(Settings):
     """One further validation set and its weight."""
 
-    source: str = Field(min_length=1, description="JSON lines with a `text` key (path, glob, s3://, https://, hf://), or `embedded`.")
+    source: SourceAddress = Field(
+        min_length=1, description="JSON lines with a `text` key (path, glob, s3://, https://, hf://), or `embedded`."
+    )
     weight: float = Field(default=1.0, gt=0, le=1e6, description="Weight of this set beside the others.")
 
 
@@ -20,7 +22,7 @@ class ValidationConfig(Settings):
     """The text that defines "good": one part guides the score model, the held-out part only measures."""
 
     name: Name = Field(default=EMBEDDED, description="Name of the validation set in the lake.")
-    source: str | None = Field(
+    source: SourceAddress | None = Field(
         default=EMBEDDED,
         description="JSON lines with a `text` key (path, glob, s3://, https://, hf://); or `embedded`: held-out documentation prose; "
         "or `none`: a corpus that is scored only.",
@@ -38,12 +40,12 @@ class IngestConfig(Settings):
     """Source shards to documents, a tokenizer, packed sequences and a validation set."""
 
     corpus: Name = Field(default=EMBEDDED, description="Name of the corpus in the lake.")
-    source: str = Field(
+    source: SourceAddress = Field(
         default=EMBEDDED,
         min_length=1,
         description="C4-format shards: path or glob, s3://, https://, hf://, a .list file of such lines; `embedded`: this Python's text.",
     )
-    tokenizer: str | None = Field(
+    tokenizer: SourceAddress | None = Field(
         default=None, description="A Hugging Face tokenizer.json (path or URI); empty trains a byte-level BPE on the corpus."
     )
     vocab_size: int = Field(default=4096, ge=512, le=131_072, description="Vocabulary of a tokenizer trained on the corpus.")

@@ -7,11 +7,19 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from bliss_ops.names import check_name
+from bliss_ops.names import check_address, check_name, check_stored
+
+
+def _source_address(uri: str) -> str:
+    check_address(uri)
+    return uri
+
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 Name = Annotated[str, AfterValidator(check_name)]
+SourceAddress = Annotated[str, AfterValidator(_source_address)]  # what source data is read from
+StoredAddress = Annotated[str, AfterValidator(check_stored)]  # a local path or s3://
 
 
 class Settings(BaseModel):

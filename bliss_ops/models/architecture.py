@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bliss_ops.config import Recipe
 from bliss_ops.models.shapes import Definition, model_vocab_size
-from bliss_ops.names import check_address, check_allowed
+from bliss_ops.names import check_allowed, check_stored
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -77,9 +77,8 @@ def read(path: str, *, setting: str = "shape") -> dict[str, Any]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from upath import UPath
 
-    check_address(path)
     try:
-        with UPath(check_allowed(path)).open("rb") as file:
+        with UPath(check_allowed(check_stored(path))).open("rb") as file:
             content = file.read(_FILE_BYTES + 1)
     except FileNotFoundError:
         raise ValueError(f"{setting}: there is no file {path}: give the path of a config.json of the transformers library") from None

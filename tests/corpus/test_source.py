@@ -99,10 +99,9 @@ def test_label(uri, label):
 def test_nothing_to_read_is_an_error_that_names_it(tmp_path, source, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "page.html").write_text("<html>")
-    corpus = configure(tmp_path / "lake", source=source.replace("{tmp}", str(tmp_path)))
     with pytest.raises(ValueError, match=message):
-        pipeline.discover(corpus)
-    assert not (corpus.source / "manifest.json").exists()
+        pipeline.discover(configure(tmp_path / "lake", source=source.replace("{tmp}", str(tmp_path))))
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_permission_denied_names_the_file(tmp_path):

@@ -75,14 +75,14 @@ def test_a_source_that_matches_nothing(tmp_path: Path, capsys: pytest.CaptureFix
 def test_local_paths_are_stored_so_that_other_processes_find_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["--set", "ingest.source=data/*.json.gz", "--set", "ingest.validation.source=s3://bucket/v.jsonl"]
-    settings += ["--set", 'ingest.validation.others=[{"source": "more.jsonl", "weight": 0.5}, {"source": "hf://x/y.jsonl"}]']
+    settings += ["--set", 'ingest.validation.others=[{"source": "more.jsonl", "weight": 0.5}, {"source": "hf://datasets/x/y/z.jsonl"}]']
     assert main(["configure-corpus", "smoke", *settings, "--lake", "lake"]) == 0
     config = Lake.open(tmp_path / "lake").corpus("smoke").config
     assert config.source == str(tmp_path / "data" / "*.json.gz")
     assert config.validation.source == "s3://bucket/v.jsonl"
     assert [(other.source, other.weight) for other in config.validation.others] == [
         (str(tmp_path / "more.jsonl"), 0.5),
-        ("hf://x/y.jsonl", 1.0),
+        ("hf://datasets/x/y/z.jsonl", 1.0),
     ]
 
 
