@@ -1,42 +1,30 @@
-"""One task = one stage = one shell command, submitted to Ray as a job.
+"""One task = one stage = one shell command, submitted to Ray as a job (see `ray_job.py`); configuring runs here in Airflow."""
 
-The job's name is made from the task's own (DAG, run, task, map index) and a generation. A retry looks for a generation that is
-still running and follows it, instead of submitting the work twice; after a job that ended, in whatever way, it submits the next
-generation, because a finished stage costs a second and a cleared task is meant to run again. No state is stored anywhere: the names are
-enough, also when a worker dies between submitting and writing something down.
-"""
-
-import hashlib
 import logging
 import os
-import re
 import subprocess
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseHook, BaseOperator
+from airflow.sdk import BaseOperator
 
 from bliss_ops.airflow import forms
+from bliss_ops.airflow.ray_job import RayJobOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from bliss_ops.ray.jobs import RayJobs
-
 log = logging.getLogger(__name__)
 
-RAY_CONNECTION = "ray_default"
-NUM_LINES_IN_ERROR = 30
-MAX_GENERATIONS = 1000
 FORWARDED = ("BLISS_LAKE",)  # what a job must know and a Ray cluster cannot
+HEAD_WAIT = "BLISS_RAY_WAIT_SECONDS"  # how long a Ray head that does not answer is waited for
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - what happened, as the log shows it
-    """A stage's command ended with an error; the message carries its last lines."""
+    """A light command that runs in Airflow itself ended with an error; the message is the command's own."""
 
 
-class BlissStageOperator(BaseOperator):
+class BlissStageOperator(RayJobOperator):
     """Runs `bliss <subcommand> <subject> [arguments] [--round N] [--group K/N]` as a Ray job and shows its log.
 
     Args:
@@ -64,10 +52,9 @@ class BlissStageOperator(BaseOperator):
         trains: bool = False,
         num_workers: str = "1",
         title: str = "",
-        conn_id: str = RAY_CONNECTION,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(head_wait_seconds=float(os.environ.get(HEAD_WAIT, "600")), **kwargs)
         self.subcommand = subcommand
         self.subject = subject
         self.arguments = arguments
@@ -76,8 +63,6 @@ class BlissStageOperator(BaseOperator):
         self.trains = trains
         self.num_workers = num_workers
         self.title = title
-        self.conn_id = conn_id
-        self._submission_id: str | None = None
 
     @property
     def command(self) -> list[str]:
@@ -89,21 +74,17 @@ class BlissStageOperator(BaseOperator):
             command += ["--group", self.group]
         return command
 
-    def execute(self, context: "Context") -> None:
-        from bliss_ops.ray.jobs import SUCCEEDED
+    def job_environment(self) -> dict[str, str]:
+        """Where the lake is, and what opens it."""
+        from bliss_ops.object_store import forwarded_environment
 
-        jobs = self._connect()
-        submission_id = self._attach_or_submit(jobs, context)
-        self._submission_id = submission_id
-        last_lines: deque[str] = deque(maxlen=NUM_LINES_IN_ERROR)
-        for line in jobs.follow(submission_id):
-            self.log.info("%s", line)
-            if line.strip():
-                last_lines.append(line)
-        status = jobs.status(submission_id)
-        if status != SUCCEEDED:
-            lines = "\n".join(f"  {line}" for line in last_lines) or f"  {jobs.message(submission_id)}"
-            raise StageFailed(f"`{' '.join(self.command)}` ended as {status} (Ray job {submission_id}):\n{lines}")
+        return {variable: os.environ[variable] for variable in FORWARDED if variable in os.environ} | forwarded_environment()
+
+    def claims(self) -> tuple[float, float]:
+        return training_resources() if self.trains and int(self.num_workers) == 1 else (0.0, 0.0)
+
+    def job_succeeded(self, context: "Context") -> None:
+        """The events of the task's assets."""
         for asset in self.outlets:
             event = context["outlet_events"][asset]
             event.add_partitions([self.subject])
@@ -116,38 +97,6 @@ class BlissStageOperator(BaseOperator):
 
         sequences = find_manifest(Lake.open().corpus(self.subject).sequences)
         return {"corpus": self.subject} | ({"num_shards": len(sequences.shards), **sequences.metrics} if sequences else {})
-
-    def on_kill(self) -> None:
-        """Stop the Ray job: called when the task is cancelled, marked or timed out."""
-        if self._submission_id is not None:
-            self.log.info("stopping Ray job %s", self._submission_id)
-            self._connect().stop(self._submission_id)
-
-    def _attach_or_submit(self, jobs: "RayJobs", context: "Context") -> str:
-        from bliss_ops.ray.jobs import ACTIVE, MISSING
-
-        ti = context["ti"]
-        map_index = -1 if ti.map_index is None else ti.map_index
-        for generation in range(1, MAX_GENERATIONS):
-            name = submission_id(ti.dag_id, ti.run_id, ti.task_id, map_index, generation)
-            status = jobs.status(name)
-            if status in ACTIVE:
-                self.log.info("Ray job %s is %s: following it", name, status)
-                return name
-            if status == MISSING:
-                self.log.info("submitting Ray job %s: %s", name, " ".join(self.command))
-                env_vars = {variable: os.environ[variable] for variable in FORWARDED if variable in os.environ}
-                num_cpus, num_gpus = training_resources() if self.trains and int(self.num_workers) == 1 else (0.0, 0.0)
-                jobs.submit(name, self.command, env_vars=env_vars, num_cpus=num_cpus, num_gpus=num_gpus)
-                return name
-        raise StageFailed(f"{ti.task_id}: {MAX_GENERATIONS} Ray jobs of this task have ended; clear the DAG run and trigger a new one")
-
-    def _connect(self) -> "RayJobs":
-        from bliss_ops.ray.jobs import RayJobs
-
-        connection = BaseHook.get_connection(self.conn_id)
-        scheme = connection.schema or ("https" if connection.conn_type == "https" else "http")
-        return RayJobs(f"{scheme}://{connection.host}:{connection.port or 8265}")
 
 
 class ConfigureOperator(BaseOperator):
@@ -186,14 +135,6 @@ def run_here(command: Sequence[str]) -> str:
     for line in result.stderr.splitlines():
         log.info("%s", line)
     return result.stdout
-
-
-def submission_id(dag_id: str, run_id: str, task_id: str, map_index: int, generation: int) -> str:
-    """Readable, unique for the task, the same at every retry; a digest keeps ids apart that differ in replaced characters only."""
-    parts = [run_id, task_id, *([str(map_index)] if map_index >= 0 else [])]
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", ".".join(parts))[:120]
-    digest = hashlib.sha256(repr((dag_id, run_id, task_id, map_index)).encode()).hexdigest()[:8]
-    return f"{readable}.{digest}.{generation}"
 
 
 def training_resources() -> tuple[float, float]:

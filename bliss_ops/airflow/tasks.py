@@ -22,12 +22,15 @@ from bliss_ops.airflow.comparing import (
 )
 from bliss_ops.airflow.landing import LandOperator, ProblemsOperator
 from bliss_ops.airflow.operator import BlissStageOperator, ConfigureOperator
+from bliss_ops.airflow.orphans import FindOrphansOperator, StopOrphanOperator
+from bliss_ops.airflow.ray_job import RAY_CONNECTION
 from bliss_ops.airflow.rescoring import FindCorporaOperator, GroupsOperator, LoadScoresOperator, PlanOperator
 from bliss_ops.airflow.rounds import NextRoundOperator
 from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES, Stage
 
 CORPUS = Asset(name="bliss_corpus", uri="bliss://corpora", group="bliss")  # one partition per corpus, keyed by its name
 SCORES = Asset(name="bliss_scores", uri="bliss://scores", group="bliss")  # one event per loaded set of scores, keyed by its corpus
+ORPHANS = Asset(name="bliss_orphans", uri="bliss://orphans", group="bliss")  # one event per stopped Ray job that had lost its task
 
 STORE_WRITERS = ("load", "report")
 MAPPED = ("extract", "pack", "score")  # over groups of shards; other sharded stages are light enough for one job
@@ -118,8 +121,21 @@ def on_each_corpus() -> PartitionedAssetTimetable:
 def nightly() -> dict[str, Any]:
     """The schedule `BLISS_RESCORE_CRON`, in UTC. Its first DAG run is at the next such time: with a start date it would be at once, and
     tasks that start together with Airflow itself have been seen to lock its SQLite database for a minute."""
-    cron = os.environ.get("BLISS_RESCORE_CRON", "0 2 * * *")
-    return DAG_ARGS | {"start_date": None, "schedule": CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(0))}
+    return _at("BLISS_RESCORE_CRON", "0 2 * * *")
+
+
+def reconciling() -> dict[str, Any]:
+    """The schedule `BLISS_RECONCILE_CRON`, in UTC."""
+    return _at("BLISS_RECONCILE_CRON", "*/5 * * * *")
+
+
+def reconciling_tasks() -> list[Any]:
+    """Find the Ray jobs whose tasks are gone, stop each."""
+    look = FindOrphansOperator(task_id="look", memory=ORPHANS, conn_id=RAY_CONNECTION)
+    stop = StopOrphanOperator.partial(
+        task_id="stop", conn_id=RAY_CONNECTION, outlets=[ORPHANS], map_index_template="{{ task.submission_id }}"
+    ).expand_kwargs(look.output)
+    return [look, stop]
 
 
 def rescore_tasks() -> list[Any]:
@@ -168,6 +184,11 @@ def landing_tasks() -> list[Any]:
         map_index_template="{{ task.conf['ingest.corpus'] }}",
     ).expand_kwargs(look.output)
     return [look, ingest, ProblemsOperator(task_id="problems", trigger_rule="none_failed")]
+
+
+def _at(variable: str, default_cron: str) -> dict[str, Any]:
+    cron = os.environ.get(variable, default_cron)
+    return DAG_ARGS | {"start_date": None, "schedule": CronTriggerTimetable(cron, timezone="UTC", run_immediately=timedelta(0))}
 
 
 def _stage_task(stage: Stage, configure: ConfigureOperator, **kwargs: Any) -> Any:

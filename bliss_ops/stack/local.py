@@ -24,7 +24,9 @@ from bliss_ops.stack.state import State, password, read_state, state_file
 
 log = logging.getLogger(__name__)
 
-DAG_IDS = frozenset({"bliss_compare", "bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"})
+DAG_IDS = frozenset(
+    {"bliss_compare", "bliss_ingest", "bliss_land", "bliss_reconcile", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"}
+)
 START_SECONDS = 180.0
 LOG_TAIL_LINES = 20
 

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("airflow")
 
 from bliss_ops.airflow import forms
-from bliss_ops.airflow.operator import BlissStageOperator, submission_id
+from bliss_ops.airflow.operator import BlissStageOperator
+from bliss_ops.airflow.owner import submission_id
 from bliss_ops.airflow.rounds import next_run_id
 from bliss_ops.config import Recipe
 

@@ -1,4 +1,4 @@
-"""Jobs and the operator against a real Ray: submitted once, followed, stopped, reported."""
+"""Jobs and the operator against a real Ray: submitted once, followed, found again, stopped, reported."""
 
 import json
 import logging
@@ -6,26 +6,25 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("airflow")
 
-from bliss_ops.airflow.operator import BlissStageOperator, StageFailed, submission_id
-from bliss_ops.ray.jobs import MISSING, RayJobs
+from bliss_ops.airflow.operator import BlissStageOperator
+from bliss_ops.airflow.owner import Owner, submission_id
+from bliss_ops.airflow.ray_job import RayJobFailed
+from bliss_ops.ray.jobs import MISSING, RayJobs, RayUnreachable
+from tests.ray.tasks import StateStore, context
 
 
 @pytest.fixture
 def jobs(ray_url: str, monkeypatch: pytest.MonkeyPatch) -> RayJobs:
     host, port = ray_url.removeprefix("http://").split(":")
     monkeypatch.setenv("AIRFLOW_CONN_RAY_DEFAULT", json.dumps({"conn_type": "http", "host": host, "port": int(port)}))
+    monkeypatch.setenv("AIRFLOW_VAR_RAY_JOBS_DEPLOYMENT", "tests")
     return RayJobs(ray_url)
-
-
-def context(task_id: str) -> Any:
-    return {"ti": SimpleNamespace(dag_id="bliss_round", run_id="demo-round-01", task_id=task_id, map_index=-1), "outlet_events": {}}
 
 
 def name_of(task_id: str, generation: int = 1) -> str:
@@ -40,7 +39,24 @@ def wait_until(is_true: Callable[[], bool]) -> None:
 
 
 def test_a_command_reaches_the_job_argument_by_argument(jobs: RayJobs) -> None:
-    arguments = ["two words", "$HOME", "; echo injected", "'"]
+    arguments = [
+        "two words",
+        "$HOME",
+        "$(reboot)",
+        "`id`",
+        "; echo injected",
+        "'",
+        '"',
+        "\\",
+        "a\nb",
+        "*",
+        "~",
+        "&& x",
+        "é🎈",
+        "",
+        "-rf",
+        "!!",
+    ]
     jobs.submit("arguments", ["python", "-c", "import sys; print(sys.argv[1:])", *arguments])
     assert repr(arguments) in list(jobs.follow("arguments"))
     assert jobs.status("arguments") == "SUCCEEDED"
@@ -52,20 +68,64 @@ def test_a_long_log_arrives_whole_and_in_order(jobs: RayJobs) -> None:
     assert [line for line in jobs.follow("long") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
 
 
+def test_a_very_long_log_is_not_read_again_at_its_end(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bliss_ops.ray.following.SMALL_LOG_CHARS", 1000)
+    monkeypatch.setattr("bliss_ops.ray.following.Following._get", _without_logs(monkeypatch))
+    jobs.submit("very-long", ["python", "-c", "import time\nfor i in range(3000):\n  print('line', i)\n  i % 1000 or time.sleep(1.5)"])
+    assert [line for line in jobs.follow("very-long") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
+
+
+def _without_logs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from bliss_ops.ray.following import Following
+
+    get = Following._get
+
+    async def checked(self: Following, session: Any, path: str) -> Any:
+        assert not path.endswith("/logs"), "the whole log was asked for"
+        return await get(self, session, path)
+
+    return checked
+
+
+def test_a_submission_whose_answer_was_lost_is_made_once(jobs: RayJobs, tmp_path: Path) -> None:
+    witness = str(tmp_path / "witness")
+    for _ in range(2):
+        jobs.submit("twice", ["bliss", "slow", witness])
+    list(jobs.follow("twice"))
+    assert Path(witness).read_text() == "slow began\nslow ended\n"
+
+
 def test_nobody_at_the_address_is_a_clear_error() -> None:
-    with pytest.raises(ConnectionError, match="bliss up"):
-        RayJobs("http://127.0.0.1:1")
+    with pytest.raises(RayUnreachable, match="bliss up"):
+        RayJobs("http://127.0.0.1:1").status("x")
 
 
-def test_a_stage_runs_and_its_log_is_shown(jobs: RayJobs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_token_is_a_clear_error(ray_url: str) -> None:
+    with pytest.raises(PermissionError, match="connection's password"):
+        RayJobs(ray_url, token="no").status("x")
+
+
+def test_a_stage_runs_and_says_whose_it_is(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLISS_LAKE", "s3://bucket/lake")
-    operator = BlissStageOperator(task_id="greet", subcommand="greet", subject="demo")
-    with caplog.at_level(logging.INFO):
-        operator.execute(context("greet"))
-    assert jobs.status(name_of("greet")) == "SUCCEEDED"
+    pushed = context("greet")
+    BlissStageOperator(task_id="greet", subcommand="greet", subject="demo").execute(pushed)
+    job = jobs.details(name_of("greet"))
+    assert job is not None
+    assert job.status == "SUCCEEDED"
+    assert Owner.from_metadata(job.metadata) == Owner("tests", "bliss_round", "demo-round-01", "greet", -1, 1)
+    assert pushed["ti"].xcoms == {"ray_job_link": f"{jobs.address}/#/jobs/{name_of('greet')}"}
     log = "\n".join(jobs.follow(name_of("greet")))
     assert "hello from demo" in log
     assert "lake s3://bucket/lake" in log
+
+
+def test_the_link_leads_to_where_browsers_see_the_dashboard(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, port = jobs.address.removeprefix("http://").split(":")
+    extra = {"dashboard_url": "https://ray.example.org/"}
+    monkeypatch.setenv("AIRFLOW_CONN_RAY_DEFAULT", json.dumps({"conn_type": "http", "host": host, "port": int(port), "extra": extra}))
+    pushed = context("linked")
+    BlissStageOperator(task_id="linked", subcommand="greet", subject="demo").execute(pushed)
+    assert pushed["ti"].xcoms == {"ray_job_link": f"https://ray.example.org/#/jobs/{name_of('linked')}"}
 
 
 def test_a_stage_leaves_the_room_to_its_own_workers(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,37 +134,71 @@ def test_a_stage_leaves_the_room_to_its_own_workers(jobs: RayJobs, monkeypatch: 
     assert jobs.status(name_of("wide")) == "SUCCEEDED"
 
 
-def test_a_retry_follows_the_job_that_still_runs(jobs: RayJobs, tmp_path: Path) -> None:
-    witness = str(tmp_path / "witness")
-    jobs.submit(name_of("slow"), ["bliss", "slow", witness])  # by a first try, whose process was then killed
-    BlissStageOperator(task_id="slow", subcommand="slow", subject=witness).execute(context("slow"))
+@pytest.mark.parametrize("was_written_down", [True, False])
+def test_a_retry_follows_the_job_that_still_runs(jobs: RayJobs, tmp_path: Path, was_written_down: bool) -> None:
+    task_id, witness = f"slow-{was_written_down}", str(tmp_path / "witness")
+    jobs.submit(name_of(task_id), ["bliss", "slow", witness])  # by a first try, whose process was then killed
+    store = StateStore({"ray_submission_id": name_of(task_id)} if was_written_down else {})
+    BlissStageOperator(task_id=task_id, subcommand="slow", subject=witness).execute(context(task_id, store))
     assert Path(witness).read_text() == "slow began\nslow ended\n"
-    assert jobs.status(name_of("slow", 2)) == MISSING
+    assert jobs.status(name_of(task_id, 2)) == MISSING
+    assert store.values == {}
+
+
+def test_a_retry_after_the_job_has_succeeded_runs_nothing_and_a_cleared_task_runs_again(jobs: RayJobs, tmp_path: Path) -> None:
+    witness, store = str(tmp_path / "witness"), StateStore({"ray_submission_id": name_of("again")})
+    jobs.submit(name_of("again"), ["bliss", "slow", witness])
+    wait_until(lambda: jobs.status(name_of("again")) == "SUCCEEDED")
+    operator = BlissStageOperator(task_id="again", subcommand="slow", subject=witness)
+    operator.execute(context("again", store))
+    assert jobs.status(name_of("again", 2)) == MISSING
+    BlissStageOperator(task_id="again", subcommand="slow", subject=witness).execute(context("again", store))
+    assert jobs.status(name_of("again", 2)) == "SUCCEEDED"
+
+
+def test_a_job_that_runs_something_else_makes_way(jobs: RayJobs) -> None:
+    jobs.submit(name_of("changed"), ["bliss", "hang"])
+    store = StateStore({"ray_submission_id": name_of("changed")})
+    BlissStageOperator(task_id="changed", subcommand="greet", subject="demo").execute(context("changed", store))
+    assert jobs.status(name_of("changed", 2)) == "SUCCEEDED"
+    wait_until(lambda: jobs.status(name_of("changed")) == "STOPPED")
+
+
+def test_a_job_that_was_stopped_by_the_try_before_is_submitted_again(jobs: RayJobs, tmp_path: Path) -> None:
+    """A frozen task process wakes, is told that it is not wanted, and stops the job that the next try has found and follows."""
+    witness = tmp_path / "witness"
+    jobs.submit(name_of("taken"), ["bliss", "slow", str(witness)])
+    stopping = threading.Timer(1.0, lambda: (wait_until(witness.exists), jobs.stop(name_of("taken"))))
+    stopping.start()
+    BlissStageOperator(task_id="taken", subcommand="slow", subject=str(witness)).execute(context("taken"))
+    assert jobs.status(name_of("taken")) == "STOPPED"
+    assert jobs.status(name_of("taken", 2)) == "SUCCEEDED"
 
 
 def test_a_failed_stage_shows_its_last_lines_and_is_submitted_again(jobs: RayJobs) -> None:
-    operator = BlissStageOperator(task_id="fail", subcommand="fail", subject="demo")
+    store = StateStore()
     for generation in (1, 2):
-        with pytest.raises(StageFailed, match="FAILED") as failure:
-            operator.execute(context("fail"))
-        assert "bliss fail: no such corpus" in str(failure.value)
+        with pytest.raises(RayJobFailed, match="FAILED") as failure:
+            BlissStageOperator(task_id="fail", subcommand="fail", subject="demo").execute(context("fail", store))
+        assert str(failure.value).count("bliss fail: no such corpus") == 1
         assert jobs.status(name_of("fail", generation)) == "FAILED"
 
 
-def test_cancelling_a_task_stops_its_job(jobs: RayJobs) -> None:
+def test_cancelling_a_task_stops_its_job(jobs: RayJobs, caplog: pytest.LogCaptureFixture) -> None:
     operator = BlissStageOperator(task_id="hang", subcommand="hang", subject="demo")
     errors: list[BaseException] = []
 
     def execute() -> None:
         try:
             operator.execute(context("hang"))
-        except StageFailed as error:
+        except RayJobFailed as error:
             errors.append(error)
 
     task = threading.Thread(target=execute)
-    task.start()
-    wait_until(lambda: jobs.status(name_of("hang")) == "RUNNING")
-    operator.on_kill()
-    task.join(timeout=30)
+    with caplog.at_level(logging.INFO):
+        task.start()
+        wait_until(lambda: jobs.status(name_of("hang")) == "RUNNING")
+        operator.on_kill()
+        task.join(timeout=30)
     assert jobs.status(name_of("hang")) == "STOPPED"
     assert "STOPPED" in str(errors[0])
