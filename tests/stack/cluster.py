@@ -1,9 +1,10 @@
 """What `docker-compose.yml` wires, as processes of this machine: the same commands and variables, real servers, everything on 127.0.0.1.
 
 Each service of the file is started as its container would be, with host names and ports replaced, and its mounts below one directory.
-Docker's part is played: jobs first, `unless-stopped` by a thread, a container ends with its first process. What differs is written here:
-the S3 server is Swift, PostgreSQL is Debian's, and Ray's three nodes share one address, which its command line refuses outside of
-Windows and macOS (`RAY_LAUNCHER`).
+Docker's part is played: jobs first, `unless-stopped` by a thread, a container ends with its first process. Our own images' processes cannot
+import what the image does not have (image/), and, where the tests run as root, have their user, read-only root and no capabilities
+(container.sh). What differs: the S3 server is Swift, PostgreSQL is Debian's, and Ray's three nodes share one address, which its command
+line refuses outside of Windows and macOS (`RAY_LAUNCHER`).
 """
 
 import contextlib
@@ -36,6 +37,8 @@ from tests.stack.swift import S3Server, free_port
 
 NUM_WORKERS = 2
 BUCKET = "bliss"
+CONTAINER_USER = 50000
+ABSENT = {"bliss-ops-airflow": ("torch", "transformers", "safetensors", "tokenizers", "lm_eval"), "bliss-ops-ray": ("airflow",)}
 DAG_IDS = {"bliss_compare", "bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"}
 START_SECONDS = 300.0
 RESTART_SECONDS = 1.0  # how long a service that ended stays away
@@ -205,7 +208,9 @@ class Cluster:
     def run_healthcheck(self, name: str) -> subprocess.CompletedProcess[str]:
         """The container's health check as the compose file has it."""
         running = self._running[name]
-        command = [self._translated(word, running.service) for word in running.service.healthcheck[1:]]
+        command = self._contained(
+            name, running.service, [self._translated(word, running.service, name) for word in running.service.healthcheck[1:]]
+        )
         environment = running.environment | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # as for what RAY_LAUNCHER starts
         return subprocess.run(command, env=environment, cwd=self.directory, capture_output=True, text=True, check=False)
 
@@ -293,6 +298,7 @@ class Cluster:
         for running in self._running.values():
             running.is_wanted = False
             self.resume(running.name)
+            self.kill(running.name, signal.SIGTERM)  # all at once; then one after the other is waited for
         for running in reversed(self._running.values()):
             processes.end(running.leaders, running.marker)
         if os.environ.get("BLISS_KEEP_CLUSTER") is None:
@@ -329,7 +335,22 @@ class Cluster:
             command.append(f"--dashboard-agent-listen-port={free_port()}")
         if service.name == "ray-head":
             command.append(f"--ray-client-server-port={free_port()}")
-        return {name: command}
+        return {name: self._contained(name, service, command)}
+
+    def _contained(self, name: str, service: ComposeService, command: list[str]) -> list[str]:
+        """The command with what its container may not do, where it takes root to arrange that."""
+        if os.geteuid() != 0 or not service.is_hardened or name == "s3":
+            return command
+        writable = [self._mounted(path, service, name) for path in service.mounts]
+        for directory in writable:
+            os.chown(_made(directory), CONTAINER_USER, CONTAINER_USER)
+        script = REPOSITORY / "tests" / "stack" / "container.sh"
+        return ["unshare", "--mount", "sh", str(script), sys.executable, " ".join(map(str, writable)), *command]
+
+    def _mounted(self, path: str, service: ComposeService, name: str) -> Path:
+        """What is mounted at a container's path."""
+        volume = service.mounts[path]
+        return self._path("volumes", volume) if volume else self._path(name, path.strip("/").replace("/", "-"))
 
     def _environment(self, name: str, service: ComposeService) -> dict[str, str]:
         inside = {
@@ -341,7 +362,8 @@ class Cluster:
         kept = {key: os.environ[key] for key in ("LANG", "OMP_NUM_THREADS") if key in os.environ}
         return kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests" / "stack" / "image")]),
+            "BLISS_ABSENT": ",".join(ABSENT.get(service.image, ())),
             **inside,
             "HOME": str(temporary),
             "TMPDIR": str(temporary),
@@ -357,9 +379,7 @@ class Cluster:
         text = text.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - what the containers listen on
         text = re.sub(rf"\b(?:{'|'.join(PORTS)})\b", lambda match: str(self.ports[PORTS[match[0]]]), text)
         here = {"/opt/bliss/dags": REPOSITORY / "dags"}
-        for path, volume in service.mounts.items():
-            own = self._path(name or service.name, path.strip("/").replace("/", "-"))
-            here[path] = self._path("volumes", volume) if volume else own
+        here |= {path: self._mounted(path, service, name or service.name) for path in service.mounts}
         paths = "|".join(sorted(map(re.escape, here), key=len, reverse=True))
         return re.sub(rf"(?<![\w/])(?:{paths})\b", lambda match: str(_made(here[match[0]])), text)
 

@@ -17,11 +17,13 @@ class ComposeService:
     """One service: what a container of it would be started with."""
 
     name: str
+    image: str
     command: list[str]
     environment: dict[str, str]
     mounts: dict[str, str] = field(default_factory=dict)  # path inside -> named volume; empty for one of its own
     depends_on: dict[str, str] = field(default_factory=dict)
     restart: str = "no"
+    is_hardened: bool = False  # of our images: read-only root, no capabilities, no new privileges, user 50000
     healthcheck: list[str] = field(default_factory=list)
 
 
@@ -76,11 +78,13 @@ def _service(name: str, service: dict[str, Any]) -> ComposeService:
     mounts |= {path.partition(":")[0]: "" for path in service.get("tmpfs", ())}
     return ComposeService(
         name=name,
+        image=service["image"],
         command=list(service.get("command", ())),
         environment=variables | {key: str(value) for key, value in service.get("environment", {}).items()},
         mounts=mounts,
         depends_on={other: wanted["condition"] for other, wanted in service.get("depends_on", {}).items()},
         restart=service.get("restart", "no"),
+        is_hardened=bool(service.get("read_only")) and service.get("cap_drop") == ["ALL"] and "build" in service,
         healthcheck=list(service.get("healthcheck", {}).get("test", ())),
     )
 

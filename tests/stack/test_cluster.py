@@ -4,6 +4,7 @@ A quarter of an hour. Everything is asked for through Airflow's REST API; the la
 triggerer. In the end every artifact must be, byte for byte, what one process writes into a directory from the same seed.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from bliss_ops.lake import Lake
 from bliss_ops.manifest import Manifest, read_manifest
 from bliss_ops.stack.follow import follow
 from tests.stack import cluster as cluster_module
-from tests.stack.cluster import Cluster
+from tests.stack.cluster import CONTAINER_USER, Cluster
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,6 +104,22 @@ def test_it_listens_on_loopback_only(cluster: Cluster) -> None:
     listening = {name: cluster.listening(name) for name in cluster.names}
     assert all(listening[name] for name in ("postgres", "s3", "ray-head", "ray-worker-1", "ray-worker-2", "airflow-api-server"))
     assert set().union(*listening.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to arrange what a container may not do")
+def test_our_containers_may_do_little(cluster: Cluster) -> None:
+    """As container.sh says it: the servers and what they start have no other user, no capability, and nowhere to write but their mounts."""
+    for name in cluster.names:
+        if name in ("postgres", "s3"):  # not our images
+            continue
+        for pid in cluster.pids(name):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+                roots = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if line.split()[4] == "/"]
+                assert set(status["Uid"].split()) == {str(CONTAINER_USER)}, name
+                assert {int(status[kind], 16) for kind in ("CapEff", "CapPrm", "CapBnd")} == {0}, name
+                assert status["NoNewPrivs"].strip() == "1", name
+                assert roots[-1][5].split(",")[0] == "ro", name
 
 
 def test_ingest_two_rounds_rescore_and_compare_are_green(cluster: Cluster, alone: Lake) -> None:
