@@ -156,7 +156,8 @@ def score(run: Run, round_number: int, work: Work = EVERYTHING) -> Manifest | No
     settings = identity(run.config.scoring)
     artifact = Artifact(run.lake, here / "scores", stage="score", identity=settings, inputs=[selector])
     make_worker = partial(scoring.make_worker, run.config, run.corpus.sequences, here / "selector", here / "scores")
-    return _shards(artifact, make_worker, selectors.window(run, round_number), work, check=scoring.check, in_flight=scoring.IN_FLIGHT)
+    shards = selectors.window(run, round_number)
+    return _shards(artifact, make_worker, shards, work, check=scoring.check, in_flight=scoring.IN_FLIGHT, on_gpu=True)
 
 
 def fidelity(run: Run, round_number: int) -> Manifest:
@@ -305,7 +306,7 @@ def rescore(run: Run, round_number: int, corpus: Corpus, work: Work = EVERYTHING
     sequences = rescoring.check_fits(model, corpus)
     artifact = rescoring.artifact(model, corpus, sequences)
     make_worker = partial(rescoring.make_worker, run.config, corpus, run.round(round_number) / "selector", artifact.directory)
-    return _shards(artifact, make_worker, sequences.shards, work, check=scoring.check, in_flight=scoring.IN_FLIGHT)
+    return _shards(artifact, make_worker, sequences.shards, work, check=scoring.check, in_flight=scoring.IN_FLIGHT, on_gpu=True)
 
 
 def load_scores(corpus: Corpus, name: str) -> Manifest:

@@ -59,15 +59,22 @@ class ShardMapper(Protocol):
     """Runs workers over shards; yields each shard's record as soon as its files are committed, in any order.
 
     A worker that says so by `in_flight` is given that many shards at once, each in a thread of its own: it computes one while it reads
-    the next and writes the last.
+    the next and writes the last. One that runs a model says so by `on_gpu`.
     """
 
     def __call__(
-        self, make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str, in_flight: int = 1
+        self, make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str, in_flight: int = 1, on_gpu: bool = False
     ) -> Iterator[ShardRecord]: ...
 
 
-def map_locally(make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str, in_flight: int = 1) -> Iterator[ShardRecord]:
+def map_locally(
+    make_worker: Callable[[], Worker],
+    shards: Sequence[int],
+    *,
+    description: str,
+    in_flight: int = 1,
+    on_gpu: bool = False,  # noqa: ARG001 - the worker takes what this machine has
+) -> Iterator[ShardRecord]:
     """One worker, in this process, shard after shard."""
     if not shards:
         return

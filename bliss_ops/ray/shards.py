@@ -3,6 +3,9 @@
 The driver hands an actor its next shard only when one is committed, so a dead actor costs the shards it had in work. They are tried
 again on fresh actors, one at a time, three times in all; each attempt is logged. What a worker raises ends the whole map: a ValueError
 comes out as that ValueError, so the command line shows the worker's own message.
+
+Actors are spread over the nodes, and only one that has begun to run is given shards: those there is no room for yet, because other jobs
+work or a node is still coming, hold nothing up, and tell an autoscaler what is wanted. The head has no CPUs and gets none of them.
 """
 
 import logging
@@ -23,7 +26,7 @@ MAX_ATTEMPTS = 3
 
 
 def map_on_ray(
-    make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str, in_flight: int = 1
+    make_worker: Callable[[], Worker], shards: Sequence[int], *, description: str, in_flight: int = 1, on_gpu: bool = False
 ) -> "Iterator[ShardRecord]":
     """The `ShardMapper` of a cluster: runs `make_worker()` in every actor and yields records in the order they are finished.
 
@@ -32,10 +35,11 @@ def map_on_ray(
         shards: the shards to make; none means that Ray is not even connected to.
         description: what the progress lines begin with.
         in_flight: shards that an actor has at a time.
+        on_gpu: whether each actor wants a GPU where the cluster has any.
 
     Raises:
         ValueError, OSError: raised by a worker, with its own message.
-        RuntimeError: a shard's actor died MAX_ATTEMPTS times.
+        RuntimeError: a shard's actor died MAX_ATTEMPTS times, or that many in a row before they had begun.
     """
     if not shards:
         return
@@ -45,45 +49,91 @@ def map_on_ray(
     if connected_here:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=True, logging_level=logging.WARNING)
     try:
-        yield from _map(make_worker, shards, description, in_flight)
+        yield from _map(make_worker, shards, description, in_flight, on_gpu=on_gpu)
     finally:
         if connected_here:
             ray.shutdown()
 
 
-def _map(make_worker: Callable[[], Worker], shards: Sequence[int], description: str, in_flight: int) -> "Iterator[ShardRecord]":
+def _map(
+    make_worker: Callable[[], Worker], shards: Sequence[int], description: str, in_flight: int, *, on_gpu: bool
+) -> "Iterator[ShardRecord]":
     import ray
 
-    per_actor, num_actors = _pool(len(shards))
+    per_actor, num_actors = _pool(len(shards), on_gpu=on_gpu)
     per_actor |= {"max_concurrency": in_flight + 1}  # a thread for each shard, and one that says how far they are
-    actor_class = ray.remote(**per_actor)(_ShardActor)
+    actor_class: Any = ray.remote(**per_actor, scheduling_strategy="SPREAD")(_ShardActor)
     waiting = deque(shards)
     attempts = Counter[int]()
+    beginning: dict[Any, Any] = {}  # reference that says that an actor runs -> the actor
     working: dict[Any, tuple[Any, int]] = {}  # result reference -> its actor and shard
+    num_lost_in_a_row = 0
+
+    def begin() -> None:
+        actor = actor_class.remote(make_worker)
+        beginning[actor.parts.remote()] = actor
 
     def in_work(actor: Any) -> list[int]:
         return [shard for other, shard in working.values() if other == actor]
 
-    def fill(actor: Any, most: int = in_flight) -> None:
-        """Up to `most` shards in work. One whose actor has died is worked on alone, so that nobody else is blamed for its next death."""
-        while waiting and len(has := in_work(actor)) < most and not (has and (attempts[has[0]] > 1 or attempts[waiting[0]])):
+    def fill(actor: Any) -> None:
+        """As many shards in work as it takes; a second one when there is one for every actor that is still to begin. One whose actor has
+        died is worked on alone, so that nobody else is blamed for its next death."""
+        while waiting and len(has := in_work(actor)) < in_flight:
+            if has and (len(waiting) <= len(beginning) or attempts[has[0]] > 1 or attempts[waiting[0]]):
+                break
             shard = waiting.popleft()
             attempts[shard] += 1
             working[actor.work.remote(shard)] = (actor, shard)
         if not in_work(actor):
             ray.kill(actor)
 
+    def lost(actor: Any, shard: int, error: BaseException) -> None:
+        """Put back what a dead actor had in work, and begin another one."""
+        nonlocal working
+        numbers = [shard, *in_work(actor)]
+        working = {reference: (other, number) for reference, (other, number) in working.items() if other != actor}
+        for number in numbers:
+            log.warning(
+                "%s: the actor of shard %d died (attempt %d of %d): %s",
+                description,
+                number,
+                attempts[number],
+                MAX_ATTEMPTS,
+                _first_line(error),
+            )
+            if attempts[number] >= MAX_ATTEMPTS:
+                raise RuntimeError(
+                    f"{description}: shard {number} ended {MAX_ATTEMPTS} actors; is the memory enough? {_first_line(error)}"
+                ) from error
+        waiting.extendleft(numbers)
+        begin()
+
     progress = Progress(description, len(shards))
     log.info("%s: %d shards on %d actors", description, len(shards), num_actors)
     try:
-        actors = [actor_class.remote(make_worker) for _ in range(num_actors)]
-        for most in range(1, in_flight + 1):  # every actor has its first shard before one has its second
-            for actor in actors:
-                fill(actor, most)
-        while working:
-            done, _ = ray.wait(list(working), num_returns=1, timeout=SECONDS_BETWEEN_LINES)
+        for _ in range(num_actors):
+            begin()
+        while working or waiting:
+            done, _ = ray.wait([*beginning, *working], num_returns=1, timeout=SECONDS_BETWEEN_LINES)
             if not done:
-                progress.partly(_parts({actor for actor, _ in working.values()}))
+                if working:
+                    progress.partly(_parts({actor for actor, _ in working.values()}))
+                else:
+                    log.info("%s: waiting for room for %d actors of %s", description, len(beginning), per_actor)
+                continue
+            if (begun := beginning.pop(done[0], None)) is not None:
+                try:
+                    ray.get(done[0])
+                except ray.exceptions.RayActorError as error:
+                    num_lost_in_a_row += 1
+                    log.warning("%s: an actor died before it had begun: %s", description, _first_line(error))
+                    if num_lost_in_a_row >= MAX_ATTEMPTS:
+                        raise RuntimeError(f"{description}: {MAX_ATTEMPTS} actors did not begin: {_first_line(error)}") from error
+                    begin()
+                else:
+                    num_lost_in_a_row = 0
+                    fill(begun)
                 continue
             actor, shard = working.pop(done[0])
             try:
@@ -91,29 +141,13 @@ def _map(make_worker: Callable[[], Worker], shards: Sequence[int], description: 
             except ray.exceptions.RayTaskError as error:
                 raise _as_raised(error) from None
             except ray.exceptions.RayActorError as error:
-                lost = [shard, *in_work(actor)]
-                working = {reference: (other, number) for reference, (other, number) in working.items() if other != actor}
-                for number in lost:
-                    log.warning(
-                        "%s: the actor of shard %d died (attempt %d of %d): %s",
-                        description,
-                        number,
-                        attempts[number],
-                        MAX_ATTEMPTS,
-                        _first_line(error),
-                    )
-                    if attempts[number] >= MAX_ATTEMPTS:
-                        raise RuntimeError(
-                            f"{description}: shard {number} ended {MAX_ATTEMPTS} actors; is the memory enough? {_first_line(error)}"
-                        ) from error
-                waiting.extendleft(lost)
-                fill(actor_class.remote(make_worker))
+                lost(actor, shard, error)
                 continue
             progress.finish(record)
             fill(actor)
             yield record
     finally:
-        for actor in {actor for actor, _ in working.values()}:
+        for actor in {*beginning.values(), *(actor for actor, _ in working.values())}:
             ray.kill(actor)
 
 
@@ -157,14 +191,18 @@ def _parts(actors: set[Any]) -> dict[int, Part]:
     return parts
 
 
-def _pool(num_shards: int) -> tuple[dict[str, Any], int]:
-    """What one actor claims, and how many actors to start: one per GPU where the cluster has any, else one per CPU."""
+def _pool(num_shards: int, *, on_gpu: bool) -> tuple[dict[str, Any], int]:
+    """What one actor claims, and how many actors to ask for: one per GPU where they want one and the cluster has any, else one per CPU.
+
+    BLISS_MAX_ACTORS asks for that many even where there is no room yet: on a cluster that grows by what is asked for.
+    """
     import ray
 
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    if num_gpus := int(total.get("GPU", 0)):
-        return {"num_gpus": 1, "num_cpus": 0}, min(num_shards, num_gpus)
-    return {"num_cpus": 1}, min(num_shards, max(1, int(total.get("CPU", 1))))
+    num_cpus, num_gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))  # type: ignore[no-untyped-call]
+    wants_gpu = on_gpu and (num_gpus > 0 or os.environ.get("BLISS_GPU_NODES") == "1")
+    room = num_gpus if wants_gpu else num_cpus
+    wanted = max(room, int(os.environ.get("BLISS_MAX_ACTORS", "1")))
+    return {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}, min(num_shards, wanted)
 
 
 def _as_raised(error: Any) -> BaseException:

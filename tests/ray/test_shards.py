@@ -26,6 +26,18 @@ def test_every_shard_is_made_once_by_a_pool(inside_ray: None, tmp_path: Path, ca
     assert not sys.modules["ray"].is_initialized()
 
 
+def test_actors_without_room_hold_no_shard_up(
+    inside_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Asked for as an autoscaler wants it: more than the cluster has CPUs; where none come, those that run do it all."""
+    monkeypatch.setenv("BLISS_MAX_ACTORS", "5")
+    with caplog.at_level("INFO"):
+        records = list(map_on_ray(partial(workers.count_workers, str(tmp_path)), range(7), description="score", in_flight=2))
+    assert "7 shards on 5 actors" in caplog.text
+    assert sorted(record.shard for record in records) == list(range(7))
+    assert len(list(tmp_path.glob("worker-*"))) == 2
+
+
 def test_a_shard_whose_actor_dies_is_made_by_another(inside_ray: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = list(map_on_ray(partial(workers.die_on_shard_2, str(tmp_path), 1), range(4), description="score"))
     assert sorted(record.shard for record in records) == [0, 1, 2, 3]
