@@ -211,6 +211,7 @@ class Artifact:
         mapper: ShardMapper = map_locally,
         check: Callable[[list[ShardRecord]], Metrics] = lambda records: sum_metrics(records),
         in_flight: int = 1,
+        on_gpu: bool = False,
     ) -> Manifest | None:
         """Make the missing ones of `shards` (of `only`, when a scheduler maps over groups); whoever makes the last one writes the manifest.
 
@@ -221,6 +222,7 @@ class Artifact:
             mapper: runs workers over shards, in this process or on a Ray cluster.
             check: turns all records into the manifest's metrics; raises ValueError when the whole is not usable.
             in_flight: shards that a worker takes at the same time.
+            on_gpu: whether a worker wants a GPU where there is one.
 
         Returns:
             The manifest, or None when shards of other groups are still missing.
@@ -236,7 +238,8 @@ class Artifact:
         if len(missing) < len(mine):
             log.info("%s: %d of %d shards are done already", self.stage, len(mine) - len(missing), len(mine))
         make_fenced = partial(_make_fenced, make_worker, self.directory, self.fingerprint)
-        for record in mapper(make_fenced, missing, description=f"{self.stage} {self.address}", in_flight=in_flight):
+        description = f"{self.stage} {self.address}"
+        for record in mapper(make_fenced, missing, description=description, in_flight=in_flight, on_gpu=on_gpu):
             check_begun(self.directory, self.fingerprint)
             write_json(_record_path(self.directory, record.shard), record.model_dump())
         complete = _all_records(self.directory, shards)
@@ -258,6 +261,7 @@ class Artifact:
         for output in collected.files:
             (self.directory / output.path).unlink(missing_ok=True)
         write_collected(self.directory, collected.model_copy(update={"wanted_since": None}))
+        metering.forget(self.directory)
         made_with = ", ".join(f"{name} {was or 'none'}" for name, was in sorted(former.versions.items()))
         raise OtherBytesError(
             f"{self.stage}: {self.address} was made again and {', '.join(others[:3])} came out with other bytes than before: the machine, "
