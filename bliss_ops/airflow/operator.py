@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from bliss_ops import release
 from bliss_ops.airflow import forms
 from bliss_ops.airflow.ray_job import RayJobOperator
 
@@ -75,10 +76,11 @@ class BlissStageOperator(RayJobOperator):
         return command
 
     def job_environment(self) -> dict[str, str]:
-        """Where the lake is, and what opens it."""
+        """Where the lake is, what opens it, and which release of this package may."""
         from bliss_ops.object_store import forwarded_environment
 
-        return {variable: os.environ[variable] for variable in FORWARDED if variable in os.environ} | forwarded_environment()
+        forwarded = {variable: os.environ[variable] for variable in FORWARDED if variable in os.environ}
+        return forwarded | forwarded_environment() | release.required_environment()
 
     def claims(self) -> tuple[float, float]:
         return training_resources() if self.trains and int(self.num_workers) == 1 else (0.0, 0.0)

@@ -66,8 +66,8 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         env_vars: environment variables for the job; their values are in no log.
         num_cpus: CPUs that the job claims on the cluster.
         num_gpus: GPUs that it claims.
-        conn_id: an HTTP connection to Ray's Jobs API. Its password is the cluster's token; `dashboard_url` in its extra is where browsers
-            see Ray's dashboard.
+        conn_id: an HTTP connection to Ray's Jobs API. Its password is the cluster's token; in its extra, `dashboard_url` is where browsers
+            see Ray's dashboard, and `entrypoint_resources` what every job claims of the cluster's own resources, such as {"stage": 1}.
         head_wait_seconds: how long a Ray head that does not answer is waited for.
         deferrable: wait in Airflow's triggerer, not in a worker.
     """
@@ -99,6 +99,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         self.job_url = ""
         self._jobs: RayJobs | None = None
         self._dashboard_url: str | None = None
+        self._resources: dict[str, float] = {}
         self._submission_id: str | None = None
         self._submitted_id: str | None = None
         self._previous_id: str | None = None
@@ -208,6 +209,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         connection = BaseHook.get_connection(self.conn_id)
         self._jobs = as_client(connection)
         self._dashboard_url = connection.extra_dejson.get("dashboard_url")
+        self._resources = connection.extra_dejson.get("entrypoint_resources") or {}
 
     def _ask(self, call: "Callable[[RayJobs], T]") -> T:
         jobs = self._jobs
@@ -234,6 +236,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
                 metadata=owner.metadata,
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
+                resources=self._resources,
             )
         )
         self.log.info("Ray job %s is submitted", submission_id)

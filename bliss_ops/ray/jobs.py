@@ -73,8 +73,11 @@ class RayJobs:
         metadata: Mapping[str, str] | None = None,
         num_cpus: float = 0,
         num_gpus: float = 0,
+        resources: Mapping[str, float] | None = None,
     ) -> None:
         """Start `command` (an argument list: each element reaches the process as it is) as job `submission_id`.
+
+        What claims nothing runs on the head; of `resources`, the cluster's own, a job can claim what only other nodes have.
 
         Does nothing where a job of that id is there: an answer that was lost on the way can be asked for again.
 
@@ -87,7 +90,7 @@ class RayJobs:
             "metadata": dict(metadata or {}),
             "runtime_env": {"env_vars": dict(env_vars)} if env_vars else {},
         }
-        claims = {"entrypoint_num_cpus": num_cpus, "entrypoint_num_gpus": num_gpus}
+        claims = {"entrypoint_num_cpus": num_cpus, "entrypoint_num_gpus": num_gpus, "entrypoint_resources": dict(resources or {})}
         try:
             self._request("POST", "/api/jobs/", body | {name: claim for name, claim in claims.items() if claim})
         except ValueError as error:

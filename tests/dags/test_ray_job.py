@@ -15,7 +15,9 @@ pytest.importorskip("airflow")
 
 from airflow.sdk.exceptions import TaskDeferralError, TaskDeferralTimeout, TaskDeferred
 
+from bliss_ops import release
 from bliss_ops.airflow import ray_job, trigger
+from bliss_ops.airflow.operator import BlissStageOperator
 from bliss_ops.airflow.owner import Owner, submission_id
 from bliss_ops.airflow.ray_job import RayJobFailed, RayJobOperator
 from bliss_ops.airflow.trigger import RayJobTrigger
@@ -77,6 +79,21 @@ def test_what_is_submitted(api: JobsApi) -> None:
     assert body["runtime_env"] == {"env_vars": {"LAKE": "s3://x"}}
     assert (body["entrypoint_num_cpus"], body["entrypoint_num_gpus"]) == (2, 1)
     assert Owner.from_metadata(body["metadata"]) == Owner("tests", "bliss_round", "demo-round-01", "fit", -1, 1)
+
+
+def test_the_connection_says_what_every_job_claims(api: JobsApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(api, monkeypatch, extra={"entrypoint_resources": {"stage": 1}})
+    ending = soon(lambda: api.end(FIRST), when=lambda: FIRST in api.jobs)
+    operator().execute(context("fit"))
+    ending.join()
+    assert api.jobs[FIRST].body["entrypoint_resources"] == {"stage": 1}
+
+
+def test_a_stage_may_only_be_worked_on_by_this_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLISS_LAKE", "s3://x/lake")
+    environment = BlissStageOperator(task_id="fit", subcommand="fit", subject="demo").job_environment()
+    assert environment["BLISS_LAKE"] == "s3://x/lake"
+    assert environment[release.REQUIRED] == release.release()
 
 
 @pytest.mark.parametrize(
