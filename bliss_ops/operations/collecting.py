@@ -15,7 +15,7 @@ from bliss_ops import __version__
 from bliss_ops.collected import Collected, find_collected, write_collected
 from bliss_ops.lake import Lake, write_json
 from bliss_ops.manifest import find_manifest
-from bliss_ops.operations.files import remove, remove_empty_directories
+from bliss_ops.operations.files import check_reachable, remove, remove_empty_directories
 from bliss_ops.operations.retention import Item
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def collect(lake: Lake, items: Sequence[Item]) -> Outcome:
     journal = lake.root / JOURNALS / f"gc-{begun:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}.json"
     outcome.journal = lake.relative(journal)
     record: dict[str, Any] = {"begun_at": begun.isoformat(timespec="seconds"), "package_version": __version__, "items": []}
-    record["items"] = [_described(item) for item in items]
+    record["items"] = [described(item) for item in items]
     write_json(journal, record | {"state": "begun"})
     for item in items:
         try:
@@ -68,6 +68,7 @@ def _collect(lake: Lake, item: Item, outcome: Outcome) -> None:
         outcome.num_bytes += item.num_bytes
         return
     if item.fingerprint:
+        check_reachable(lake.root, item.address)
         directory = lake.root / item.address
         manifest, record = find_manifest(directory), find_collected(directory)
         if manifest is None or manifest.fingerprint != item.fingerprint or (record and record.wanted_since):
@@ -96,7 +97,8 @@ def _update_store(lake: Lake, outcome: Outcome) -> None:
         outcome.problems.append(f"score store: {error}")
 
 
-def _described(item: Item) -> dict[str, Any]:
+def described(item: Item) -> dict[str, Any]:
+    """For programs, and for the journal."""
     return {
         "kind": item.kind,
         "root": str(item.root),

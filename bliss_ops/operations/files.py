@@ -43,6 +43,8 @@ def check_below(address: str) -> PurePosixPath:
 def listing(root: UPath, below: str = "") -> Iterator[File]:
     """Every regular file below `root / below`, temporary ones included; symbolic links are neither listed nor followed."""
     if is_local(root):
+        if below and not _is_reachable(root, check_below(below)):
+            return
         yield from _local(os.path.join(root.path, below) if below else root.path, root.path)  # noqa: PTH118 - ten thousand files a second
         return
     start = root / below if below else root
@@ -56,6 +58,18 @@ def listing(root: UPath, below: str = "") -> Iterator[File]:
         modified = about.get("LastModified") or about.get("mtime")
         stamp = str(about.get("ETag") or modified)
         yield File(key[prefix:], int(about["size"]), modified.timestamp() if modified is not None else 0.0, stamp)
+
+
+def check_reachable(root: UPath, address: str) -> None:
+    """Return when no part of an address below `root` is a symbolic link.
+
+    Raises:
+        ValueError: one is, or the address leads out of the root.
+    """
+    path = check_below(address)
+    if is_local(root):
+        with _directory_of(root, path / "any"):
+            pass
 
 
 def remove(root: UPath, address: str) -> int:
@@ -113,6 +127,14 @@ def is_temporary(address: str) -> bool:
     """Whether this is the file of a write that has not ended."""
     name = PurePosixPath(address).name
     return name.startswith(".") and (name.endswith(TEMPORARY) or f"{TEMPORARY}." in name)
+
+
+def _is_reachable(root: UPath, path: PurePosixPath) -> bool:
+    try:
+        with _directory_of(root, path / "any") as directory:
+            return directory is not None
+    except (ValueError, FileNotFoundError):
+        return False
 
 
 def _local(directory: str, root: str) -> Iterator[File]:

@@ -58,6 +58,10 @@ class AirflowApi:
         """Tracebacks of DAG files that could not be read."""
         return [error["stack_trace"] for error in self._call("GET", "/api/v2/importErrors")["import_errors"]]
 
+    def pools(self) -> dict[str, int]:
+        """Slots of every pool; -1 is without a limit."""
+        return {pool["name"]: int(pool["slots"]) for pool in self._call("GET", "/api/v2/pools?limit=100")["pools"]}
+
     def unpause(self, dag_id: str) -> None:
         self._call("PATCH", f"/api/v2/dags/{_quote(dag_id)}?update_mask=is_paused", {"is_paused": False})
 
