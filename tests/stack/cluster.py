@@ -38,7 +38,10 @@ from tests.stack.swift import S3Server, free_port
 NUM_WORKERS = 2
 BUCKET = "bliss"
 CONTAINER_USER = 50000
-ABSENT = {"bliss-ops-airflow": ("torch", "transformers", "safetensors", "tokenizers", "lm_eval"), "bliss-ops-ray": ("airflow",)}
+ABSENT = {
+    "bliss-ops-airflow": ("torch", "transformers", "safetensors", "tokenizers", "gigatoken", "ray", "lm_eval", "datasets"),
+    "bliss-ops-ray": ("airflow",),
+}
 DAG_IDS = {"bliss_compare", "bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"}
 START_SECONDS = 300.0
 RESTART_SECONDS = 1.0  # how long a service that ended stays away

@@ -112,11 +112,11 @@ def test_images_do_not_run_as_root(path: Path) -> None:
     assert users == ["USER 50000"]
 
 
-def test_only_rays_image_has_torch() -> None:
+def test_only_rays_image_has_torch_and_ray() -> None:
     extras = {path.stem: re.search(r'"\.\[(.*)\]"', path.read_text()) for path in DOCKERFILES}
     assert extras["airflow"] is not None
     assert extras["ray"] is not None
-    assert set(extras["airflow"][1].split(",")) == {"airflow", "postgres", "ray", "explore"}
+    assert set(extras["airflow"][1].split(",")) == {"airflow", "postgres", "explore"}
     assert set(extras["ray"][1].split(",")) == {"ray", "train", "evaluate"}
 
 
