@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from pydantic import BaseModel
 from upath import UPath
 
-from bliss_ops.lake import read_bytes, write_json
+from bliss_ops.lake import read_bytes, remove, write_json
 from bliss_ops.sharding import Output
 
 FILE = "collected.json"
@@ -43,7 +43,7 @@ def write_collected(directory: UPath, record: Collected) -> None:
 
 
 def forget_collected(directory: UPath) -> None:
-    (directory / FILE).unlink(missing_ok=True)
+    remove(directory / FILE)
 
 
 def check_not_collected(root: UPath, addresses: Iterable[str], *, unread: Collection[str] = ()) -> None:

@@ -237,7 +237,7 @@ def _check_unchanged(lake: Lake, configs: Sequence[RunConfig], corpus: str) -> N
 
 def _assign_warmups(lake: Lake, configs: Sequence[RunConfig]) -> dict[str, str]:
     """Run -> the run that has its warm-up. What is configured already stays; else whoever has a proxy warms up for its seed."""
-    there = {config.name for config in configs if (lake.run(config.name).path / "config.json").exists()}
+    there = {config.name for config in configs if (lake.run(config.name).path / "config.json").is_file()}
     found = {config.name: config.warmup_of or config.name for config in configs if config.name in there}
     owners = [config for config in configs if found.get(config.name) == config.name]
     needs_proxy = {config.name: "proxy" in sharing.warmup_settings(config) for config in configs}

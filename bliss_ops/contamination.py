@@ -148,7 +148,7 @@ def _validation(run: Run, index: "Index") -> Iterator[dict[str, Any]]:
     """Contaminated rows of every part of every validation set."""
     from bliss_ops.corpus import tokenizer, validation
 
-    if not (run.corpus.validation / "guide.parquet").exists():
+    if not (run.corpus.validation / "guide.parquet").is_file():
         return
     decoder = tokenizer.load(run.corpus.tokenizer)
     for part in validation.PARTS:

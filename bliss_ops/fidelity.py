@@ -15,7 +15,7 @@ from upath import UPath
 
 from bliss_ops import rank_correlation, schemas, selectors
 from bliss_ops.config import RunConfig
-from bliss_ops.lake import Run, shard_file, write_parquet
+from bliss_ops.lake import Run, remove, shard_file, write_parquet
 from bliss_ops.manifest import Metrics
 from bliss_ops.sharding import ROWS_PER_SHARD
 
@@ -71,7 +71,7 @@ def measure(run: Run, round_number: int, directory: UPath) -> tuple[list[str], M
     score_M = scores_of(run.round(round_number) / "scores", sequence_ids_M)
     columns = {"sequence_id": sequence_ids_M, "influence": influence_M, "score": score_M}
     write_parquet(directory / INFLUENCES, pa.table(columns, schema=schemas.INFLUENCES).sort_by("sequence_id"))
-    (directory / MEASURED).unlink()  # the table has them
+    remove(directory / MEASURED)  # the table has them
     spearman = rank_correlation.spearman(score_M, influence_M)
     error = rank_correlation.spearman_standard_error(score_M, influence_M, seed=config.seed)
     log.info(

@@ -14,7 +14,7 @@ from upath import UPath
 
 from bliss_ops import selection
 from bliss_ops.config import CorpusGatesConfig, GatesConfig, RunConfig
-from bliss_ops.lake import Corpus, Run, write_json
+from bliss_ops.lake import Corpus, Run, remove, write_json
 from bliss_ops.manifest import Manifest, Metrics, find_manifest, read_manifest
 
 REPORT = "report.json"
@@ -170,7 +170,7 @@ def _conclude(directory: UPath, verdicts: list[Verdict], what: str, move: str, a
     write_json(directory / REPORT, {"passed": not failed, "of": what, "verdicts": of_report})
     if not failed:
         return [REPORT], {"num_gates": len(verdicts), "num_measured": sum(verdict.value is not None for verdict in verdicts)}
-    (directory / "manifest.json").unlink(missing_ok=True)  # of a check that passed with other bounds
+    remove(directory / "manifest.json")  # of a check that passed with other bounds
     lines = [f"{what}: {len(failed)} of {len(verdicts)} gates failed"]
     for verdict in failed:
         field = verdict.setting.rpartition(".")[2]

@@ -335,6 +335,14 @@ def at_once(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], where:
             yield from threads.map(function, items[first : first + REQUESTS_AT_ONCE])
 
 
+def remove(path: UPath) -> None:
+    """Delete a file, if there is one; an object store is not asked before."""
+    if is_on_s3(path):
+        path.fs.rm_file(path.path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_bytes(path: UPath, data: bytes) -> None:
     with atomic_file(path) as file:
         file.write_bytes(data)

@@ -26,7 +26,7 @@ from typing import Any
 
 from upath import UPath
 
-from bliss_ops.lake import is_local, write_json
+from bliss_ops.lake import is_local, names_in, read_bytes, remove, write_json
 from bliss_ops.launching import Job, Launcher
 from bliss_ops.sharding import Cost
 
@@ -133,9 +133,9 @@ def recorded(directory: UPath, fingerprint: str, *, is_worker: bool = False) -> 
     with Meter() as meter:
 
         def write() -> None:
-            if not _is_begun(directory, fingerprint):  # deleted or begun anew: this attempt belongs to nothing
-                return
             try:
+                if not _is_begun(directory, fingerprint):  # deleted or begun anew: this attempt belongs to nothing
+                    return
                 write_json(path, {"fingerprint": fingerprint, "is_worker": is_worker, "cost": meter.cost().model_dump()})
             except OSError as error:  # a full disk, a store that does not answer: the work itself goes on, or fails by itself
                 log.warning("what the work on %s costs is not recorded: %s", directory, error)
@@ -160,7 +160,10 @@ def spent(directory: UPath, fingerprint: str) -> Cost:
     """All attempts at the artifact together; of those with several workers, seconds are the attempt's and device seconds the workers'."""
     costs = []
     for path in _records(directory):
-        record = json.loads(path.read_bytes())
+        try:
+            record = json.loads(read_bytes(path))
+        except FileNotFoundError:  # deleted, and still in a listing
+            continue
         if record["fingerprint"] == fingerprint:
             cost = Cost.model_validate(record["cost"])
             costs.append(cost.model_copy(update={"seconds": 0.0}) if record["is_worker"] else cost)
@@ -170,11 +173,10 @@ def spent(directory: UPath, fingerprint: str) -> Cost:
 def forget(directory: UPath) -> None:
     """Remove the records of an artifact that is finished, or begun anew."""
     folder = directory / RECORDS
-    if not folder.exists():
-        return
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
-    if is_local(directory):
+    names = names_in(folder)
+    for name in names:
+        remove(folder / name)
+    if names and is_local(directory):
         with suppress(OSError):  # another process at the same work may just be writing its record
             folder.rmdir()
 
@@ -203,12 +205,12 @@ def _work_metered(job: Job, directory: UPath, fingerprint: str) -> None:
 
 def _records(directory: UPath) -> list[UPath]:
     folder = directory / RECORDS
-    return sorted((path for path in folder.iterdir() if path.name.endswith(".json")), key=str) if folder.exists() else []
+    return [folder / name for name in names_in(folder) if name.endswith(".json")]
 
 
 def _is_begun(directory: UPath, fingerprint: str) -> bool:
     try:
-        return bool(json.loads((directory / "begun.json").read_bytes())["fingerprint"] == fingerprint)
+        return bool(json.loads(read_bytes(directory / "begun.json"))["fingerprint"] == fingerprint)
     except FileNotFoundError:
         return False
 

@@ -203,7 +203,7 @@ def plan_of(lake: Lake, config: RunConfig, speeds: Speeds, num_sequences: int | 
         is_named: the corpus was asked for by name, so it has to be there.
     """
     corpus = lake.corpus(config.ingest.corpus)
-    if num_sequences is None and (is_named or ((corpus.path / "config.json").exists() and find_manifest(corpus.sequences))):
+    if num_sequences is None and (is_named or ((corpus.path / "config.json").is_file() and find_manifest(corpus.sequences))):
         exact = config.model_copy(update={"ingest": corpus.config})
         return plan(exact, basis_of_corpus(exact, corpus), speeds)
     return plan(config, basis_of_recipe(config, num_sequences), speeds)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from upath import UPath
 
 from bliss_ops.config import RunConfig, identity
-from bliss_ops.lake import Corpus, Lake, Run, shard_file
+from bliss_ops.lake import Corpus, Lake, Run, names_in, shard_file
 from bliss_ops.manifest import Artifact, Manifest, find_manifest, read_manifest
 from bliss_ops.selectors import selector_of
 from bliss_ops.sharding import ShardRecord, Worker
@@ -86,7 +86,7 @@ def make_worker(config: RunConfig, corpus: Corpus, selector: UPath, directory: U
 
     def score_shard(shard: int) -> ShardRecord:
         file = shard_file(corpus.sequences, shard)
-        found = file.stat().st_size if file.exists() else 0
+        found = file.stat().st_size if file.is_file() else 0
         if found != num_bytes[file.name]:
             raise ValueError(
                 f"{file} is cut off or missing ({found} of {num_bytes[file.name]} bytes): `bliss pack {corpus.name}` makes it again"
@@ -214,8 +214,7 @@ def _num_missing(scores: Artifact, sequences: Manifest) -> int:
     """Shards without a record: one listing, whatever their number."""
     if find_manifest(scores.directory) is not None:
         return 0
-    records = scores.directory / "_shards"
-    done = {path.name for path in records.iterdir()} if records.exists() else set()
+    done = set(names_in(scores.directory / "_shards"))
     return sum(f"shard-{shard:05d}.json" not in done for shard in sequences.shards)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bliss_ops import selectors
 from bliss_ops.config import RunConfig, identity, parse
-from bliss_ops.lake import Corpus, Lake, Run, shard_file, write_json
+from bliss_ops.lake import Corpus, Lake, Run, names_in, shard_file, write_json
 from bliss_ops.manifest import Manifest, find_manifest
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def check(config: RunConfig, run: Run) -> None:
         ValueError: there is not; see `windows`.
     """
     corpus = run.lake.corpus(config.ingest.corpus)
-    if not (corpus.path / "config.json").exists() or find_manifest(corpus.sequences) is None:
+    if not (corpus.path / "config.json").is_file() or find_manifest(corpus.sequences) is None:
         return
     numbers = range(1, config.num_rounds + 1)
     finished = {number for number in numbers if find_manifest(run.round(number) / "selection")}
@@ -87,8 +87,7 @@ def check(config: RunConfig, run: Run) -> None:
 
 def num_rounds_begun(run: Run) -> int:
     """The last round of which anything is there, 0 when there is none."""
-    names = [path.name for path in run.path.iterdir()] if run.path.exists() else []
-    return max((int(name.removeprefix("round-")) for name in names if re.fullmatch(r"round-\d+", name)), default=0)
+    return max((int(name.removeprefix("round-")) for name in names_in(run.path) if re.fullmatch(r"round-\d+", name)), default=0)
 
 
 def extended(lake: Lake, config: RunConfig, num_rounds: int) -> RunConfig:
@@ -129,7 +128,7 @@ def reconciled(run: Run, config: RunConfig) -> RunConfig:
     More rounds extend it; fewer leave it as it is, for it was extended before. Where the windows would move, or anything else differs,
     `config` is returned as it came, and is refused by whoever compares the two.
     """
-    if not (run.path / "config.json").exists():
+    if not (run.path / "config.json").is_file():
         return config
     there = run.lake.run(run.name).config  # read anew: a `Run` keeps what it has read
     if config.window_shards is None or identity(there) | {"num_rounds": config.num_rounds} != identity(config):

@@ -98,7 +98,7 @@ def open_snapshot(lake: Lake) -> "Iterator[DuckDBPyConnection]":
         ValueError: nothing has been published yet.
     """
     snapshot = lake.score_store
-    if not snapshot.exists():
+    if not snapshot.is_file():
         raise ValueError(
             f"there is no score store at {snapshot} yet: `bliss run` makes it (or name another lake with --lake or BLISS_LAKE)"
         )

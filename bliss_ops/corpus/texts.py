@@ -53,7 +53,7 @@ def iter_documents(corpus: Corpus, document_ids: Iterable[int], *, most_characte
         rows_of_shard[shard].append(row)
     for shard, rows in rows_of_shard.items():
         path = shard_file(corpus.documents, shard)
-        if shard < 0 or not path.exists():
+        if shard < 0 or not path.is_file():
             continue
         with path.open("rb") as stream:
             file = pq.ParquetFile(stream)

@@ -16,7 +16,7 @@ from upath import UPath
 from bliss_ops.config import IngestConfig
 from bliss_ops.corpus.addresses import read_whole, readable, resolve
 from bliss_ops.corpus.arrays import Int64s, Integers
-from bliss_ops.lake import Corpus, write_bytes
+from bliss_ops.lake import Corpus, shard_file, write_bytes
 from bliss_ops.manifest import Metrics, read_manifest
 
 log = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def _train(documents_dir: UPath, vocab_size: int) -> bytes:
 
 def _training_texts(documents_dir: UPath) -> Iterator[str]:
     """The first documents of evenly spaced shards, 20 MB in all."""
-    shards = sorted(documents_dir.glob("shard-*.parquet"), key=str)
+    shards = [shard_file(documents_dir, shard) for shard in sorted(read_manifest(documents_dir, made_by="bliss extract CORPUS").shards)]
     chosen = shards[:: -(-len(shards) // _TRAINING_SHARDS) or 1]
     for shard in chosen:
         yield from _first_texts(shard, _TRAINING_BYTES // len(chosen))

@@ -112,7 +112,7 @@ def read(directory: UPath, part: Part) -> ValidationRows:
     Raises:
         ValueError: the corpus was ingested without a validation set.
     """
-    if not (directory / f"{part}.parquet").exists():
+    if not (directory / f"{part}.parquet").is_file():
         raise ValueError(
             f"no validation set in {directory}: the corpus was ingested to be scored only (ingest.validation.source=none). "
             "Ingest it under another name with a validation set to train on it"

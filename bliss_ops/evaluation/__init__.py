@@ -177,7 +177,7 @@ def _answers(directory: UPath, one: Trained, task: str) -> UPath:
 
 def _answered(path: UPath, data: "TaskData") -> pa.Table | None:
     """What a killed evaluation had asked of the same rows."""
-    if not path.exists():
+    if not path.is_file():
         return None
     with path.open("rb") as file:
         table = pq.read_table(file)

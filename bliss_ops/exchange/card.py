@@ -95,7 +95,7 @@ pieces = Dataset.from_generator(rows)"""
 def write(directory: UPath, manifest: Manifest, selected: Selected) -> None:
     """Write `README.md` beside the finished files, unless it is there."""
     path = directory / "README.md"
-    if not path.exists():
+    if not path.is_file():
         write_bytes(path, text(directory, manifest, selected).encode())
 
 

@@ -83,7 +83,7 @@ def since_the_round_before(run: Run, round_number: int, facts: Facts, sources: S
 
 def overlap(con: "DuckDBPyConnection", runs: Sequence[Run], round_number: int) -> tuple[list[Run], list[list[float]]]:
     """The runs of the first one's corpus with a selection in that round, and which share of each one's the others have too."""
-    found = [run for run in runs if (run.path / "config.json").exists() and _sequences(run) == _sequences(runs[0])]
+    found = [run for run in runs if (run.path / "config.json").is_file() and _sequences(run) == _sequences(runs[0])]
     directories = {run.name: run.round(round_number) / "selection" for run in found}
     files = {name: parquet_files(directory, manifest) for name, directory in directories.items() if (manifest := find_manifest(directory))}
     found = [run for run in found if run.name in files]

@@ -43,7 +43,7 @@ class Compared:
 
 def read_run(run: Run, num_rounds: int) -> Compared:
     """The curve and the results of a run's rounds, as far as they are finished."""
-    if not (run.path / "config.json").exists():
+    if not (run.path / "config.json").is_file():
         return Compared(run)
     compared = Compared(run, run.config)
     for number in range(1, num_rounds + 1):
@@ -65,7 +65,7 @@ def equal_steps(ours: Compared, theirs: Compared, round_number: int) -> list[tup
 
 def read_rows(path: UPath) -> list[Row]:
     """The objects of a `metrics.jsonl`, none when there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
 
 
 def _read_result(path: UPath) -> Result:

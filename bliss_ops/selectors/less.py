@@ -212,7 +212,7 @@ def _train(
     from bliss_ops.training.loop import train
 
     settings = inputs.config.pretraining
-    if checkpoint.exists():
+    if checkpoint.is_file():
         state.restore(read_tensors(checkpoint))
         metrics.resume(state.step)
         log.info("%s: going on after step %d", metrics.title, state.step)

@@ -96,7 +96,7 @@ def open_to_check(lake: Lake) -> "Iterator[tuple[DuckDBPyConnection, bool, Calla
     import duckdb
 
     path = working_file(lake)
-    if not lake.score_store.exists():
+    if not lake.score_store.is_file():
         raise ValueError(f"there is no score store at {lake.score_store} yet: `bliss load` makes it, or `bliss store rebuild`")
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as opened, tempfile.TemporaryDirectory(prefix="bliss-check-") as scratch:
@@ -127,7 +127,7 @@ def publish(con: "DuckDBPyConnection", lake: Lake) -> bool:
     """
     unfinished = [owner for (owner,) in con.execute(tables.UNFINISHED, {"kinds": tables.OF_SCORE_RUN}).fetchall()]
     (digest,) = con.execute(tables.DIGEST, {"views": _md5(views.VIEWS), "unfinished": unfinished}).fetchone() or ("",)
-    if lake.score_store.exists() and _recall(con, "published") == digest:
+    if lake.score_store.is_file() and _recall(con, "published") == digest:
         return False
     _sweep(lake)
     path = working_file(lake)

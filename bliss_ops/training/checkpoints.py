@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from upath import UPath
 
-from bliss_ops.lake import write_bytes
+from bliss_ops.lake import names_in, remove, write_bytes
 from bliss_ops.models.language import read_tensors, write_tensors
 from bliss_ops.training.metrics import StepMetrics
 from bliss_ops.training.workers import ALONE, Workers
@@ -60,7 +60,7 @@ class Checkpoint:
 
     def resume(self) -> bool:
         """Restore the state when there is a checkpoint; says whether there was."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return False
         self.state.restore(read_tensors(self.path))
         self.metrics.resume(self.state.step)
@@ -126,8 +126,7 @@ class CheckpointSeries:
         """Steps of the checkpoints there are, ascending."""
         folder = self.final.parent / FOLDER
         named = re.compile(rf"{re.escape(self.final.stem)}-step-(\d+)\.safetensors")
-        found = (named.fullmatch(path.name) for path in folder.iterdir()) if folder.exists() else ()
-        return sorted(int(match[1]) for match in found if match)
+        return sorted(int(match[1]) for name in names_in(folder) if (match := named.fullmatch(name)))
 
     def resume(self) -> bool:
         """Restore the newest state that can be read, and the metrics up to it; says whether there was any.
@@ -167,7 +166,7 @@ class CheckpointSeries:
     def discard(self, steps: Collection[int]) -> None:
         """Delete the checkpoints of these steps."""
         for step in steps:
-            checkpoint_path(self.final, step).unlink(missing_ok=True)
+            remove(checkpoint_path(self.final, step))
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is there; raises what its thread raised."""
@@ -181,7 +180,7 @@ class CheckpointSeries:
 
     def _newest(self, broken: list[str]) -> tuple[dict[str, torch.Tensor] | None, UPath | None]:
         steps = self.steps()
-        ended = _read(self.final, broken) if self.final.exists() else None
+        ended = _read(self.final, broken)
         at = -1 if ended is None else int(ended.get(NUM_STEPS, -1))
         for step in reversed(steps):
             if step <= at:
@@ -224,6 +223,8 @@ class CheckpointSeries:
 def _read(path: UPath, broken: list[str]) -> dict[str, torch.Tensor] | None:
     try:
         return read_tensors(path)
+    except FileNotFoundError:  # not there; or deleted, and still in a listing
+        return None
     except ValueError as error:
         broken.append(str(error))
         return None

@@ -20,7 +20,7 @@ from upath import UPath
 from bliss_ops.corpus import tokenizer, validation
 from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.corpus.validation import ValidationRows
-from bliss_ops.lake import Run, shard_file
+from bliss_ops.lake import Run, remove, shard_file
 from bliss_ops.launching import Launcher
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
 from bliss_ops.models import language
@@ -179,13 +179,13 @@ class _Target:
     def train_extra_branch(self, step: int) -> list[dict[str, float]]:
         """The decay branch from that step of the round; returns its rows. One that is finished is left as it is."""
         folder, done = branch_folder(step), self.directory / "branches" / f"step-{step:06d}" / METRICS
-        is_done = done.exists()  # written last
+        is_done = done.is_file()  # written last
         self.workers.barrier()  # nobody writes it before all have looked
         if is_done:
             return [json.loads(line) for line in done.read_text().splitlines()]
         end = self.first_step + step + self.run.config.pretraining.decay_steps
         point = checkpoint_path(self.directory / TARGET, self.first_step + step)
-        if not point.exists():
+        if not point.is_file():
             raise ValueError(
                 f"{self.metrics.title}: the decay branch of step {step} starts from {point}, which is not there any more: "
                 f"delete {self.directory} and run the stage again, or leave that step out of pretraining.decay_at_steps"
@@ -258,4 +258,4 @@ class _Target:
         for step in settings.decay_at_steps:
             at = self.first_step + step
             if settings.keep_every_steps is None or at % settings.keep_every_steps:
-                checkpoint_path(self.directory / TARGET, at).unlink(missing_ok=True)
+                remove(checkpoint_path(self.directory / TARGET, at))

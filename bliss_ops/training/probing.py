@@ -11,7 +11,7 @@ import numpy as np
 from upath import UPath
 
 from bliss_ops.corpus.validation import ValidationRows
-from bliss_ops.lake import write_bytes
+from bliss_ops.lake import at_once, remove, write_bytes
 from bliss_ops.sharding import Progress
 from bliss_ops.training.influence import Influences, one_step_influences
 from bliss_ops.training.state import TrainState
@@ -49,10 +49,11 @@ def measured_influences(
     Raises:
         ValueError: a loss is not finite.
     """
-    if (directory / MEASURED).exists():
+    if (directory / MEASURED).is_file():
         return _read(directory)
     num_blocks = -(-len(probes_MT) // PROBES_PER_BLOCK)
-    missing = [block for block in range(num_blocks) if not _path(directory, block).exists()]
+    are_there = at_once(lambda block: _path(directory, block).is_file(), range(num_blocks), directory)
+    missing = [block for block, is_there in enumerate(are_there) if not is_there]
     if len(missing) < num_blocks:
         log.info("%s: %d of %d blocks of probes are measured already", title, num_blocks - len(missing), num_blocks)
     workers.barrier()  # nobody begins to write before everybody has looked
@@ -76,7 +77,7 @@ def measured_influences(
         blocks = [np.frombuffer(_path(directory, block).read_bytes()) for block in range(num_blocks)]
         write_bytes(directory / MEASURED, np.concatenate([[found.loss, found.momentum], *blocks]).tobytes())
         for block in range(num_blocks):
-            _path(directory, block).unlink()
+            remove(_path(directory, block))
     workers.barrier()
     return _read(directory)
 

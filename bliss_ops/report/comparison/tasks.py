@@ -50,7 +50,7 @@ def pair(run: Run, baseline: Run, round_number: int) -> list[PairedDifference]:
     if identity(run.config.evaluation) != identity(baseline.config.evaluation):  # which the page warns of
         return []
     directories = [one.round(round_number) / "evaluation" for one in (run, baseline)]
-    return paired_differences(*directories) if all((directory / QUESTIONS).exists() for directory in directories) else []
+    return paired_differences(*directories) if all((directory / QUESTIONS).is_file() for directory in directories) else []
 
 
 def task_results(
