@@ -12,9 +12,11 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from bliss_ops.ray import exporting
 from bliss_ops.sharding import SECONDS_BETWEEN_LINES, Part, Progress, Worker, reporting_to
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def _map(
     num_lost_in_a_row = 0
 
     def begin() -> None:
-        actor = actor_class.remote(make_worker)
+        actor = actor_class.remote(make_worker, description)
         beginning[actor.parts.remote()] = actor
 
     def in_work(actor: Any) -> list[int]:
@@ -154,8 +156,10 @@ def _map(
 class _ShardActor:
     """One worker process: makes its worker before the first shard."""
 
-    def __init__(self, make_worker: Callable[[], Worker]) -> None:
+    def __init__(self, make_worker: Callable[[], Worker], description: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        exporting.begin()
+        self._numbers = exporting.ShardNumbers(description)
         self._make_worker = make_worker
         self._worker: Worker | None = None
         self._lock = Lock()
@@ -166,10 +170,16 @@ class _ShardActor:
             if self._worker is None:  # here and not in __init__, so that an error keeps its own type
                 self._worker = self._make_worker()
         try:
-            with reporting_to(lambda share, num_tokens: self._parts.update({shard: (share, num_tokens)})):
-                return self._worker(shard)
+            with reporting_to(partial(self._partly, shard)):
+                record = self._worker(shard)
+            self._numbers.finish(record)
+            return record
         finally:
             self._parts.pop(shard, None)
+
+    def _partly(self, shard: int, share: float, num_tokens: int) -> None:
+        self._parts[shard] = (share, num_tokens)
+        self._numbers.partly(shard, num_tokens)
 
     def parts(self) -> dict[int, Part]:
         """How far the shards in work are."""

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from bliss_ops.launching import PATIENCE, Job
+from bliss_ops.ray import exporting
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ def launch_on_ray(job: Job, num_workers: int) -> None:
         RuntimeError: workers were lost more than MAX_RESTARTS times; the same command resumes from the last checkpoint.
     """
     if num_workers == 1:
-        job()
+        with exporting.exported():
+            job()
         return
     import ray
 
@@ -116,6 +118,8 @@ def _work(job: Job) -> None:
     # Ray shows the output of every worker; the workers of a job say the same, so one of them speaks.
     level = logging.INFO if rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    if rank == 0:
+        exporting.begin()
     if count == 1:
         job()
         return

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from upath import UPath
 
+from bliss_ops import gauges
 from bliss_ops.lake import write_bytes
 from bliss_ops.training.tensorboard import Curves
 
@@ -58,12 +59,13 @@ class StepMetrics:
         self.path, self.title, self.num_steps, self.tokens_per_step = path, title, num_steps, tokens_per_step
         self.speed, self.curves, self.branch = speed, curves, branch
         self.rows: list[dict[str, float]] = []
+        self._tags = gauges.tags_of(str(path))
         self._begun = self._last_line = time.monotonic()
         self._done_here = self._done_at_last_line = 0
 
     def resume(self, step: int) -> None:
         """Keep the rows up to `step` of this job: later ones belong to work that was lost and is done again."""
-        if self.path.exists():
+        if self.path.is_file():
             rows = [json.loads(line) for line in self.path.read_text().splitlines()]
             self.rows = [row for row in rows if row["step"] <= step and row.get("branch") == self.branch]
         if self.curves is not None:
@@ -72,6 +74,8 @@ class StepMetrics:
     def add(self, step: int, **values: float) -> None:
         row: dict[str, float] = {"step": step} if self.branch is None else {"step": step, "branch": self.branch}
         self.rows.append(row | {name: float(f"{value:.6g}") for name, value in values.items()})
+        if "validation_loss" in values:
+            gauges.emit("validation_loss", values["validation_loss"], self._tags)
         if self.curves is not None:
             self.curves.add(step, values)
 
@@ -82,7 +86,8 @@ class StepMetrics:
         seconds = now - self._last_line
         if seconds < SECONDS_BETWEEN_LINES and step < self.num_steps:
             return
-        tokens_per_second = (self._done_here - self._done_at_last_line) * self.tokens_per_step / max(seconds, 1e-9)
+        num_tokens = (self._done_here - self._done_at_last_line) * self.tokens_per_step
+        tokens_per_second = num_tokens / max(seconds, 1e-9)
         utilisation = self.speed.utilisation(tokens_per_second) if self.speed else None
         eta = (self.num_steps - step) * (now - self._begun) / self._done_here
         self._last_line, self._done_at_last_line = now, self._done_here
@@ -91,8 +96,12 @@ class StepMetrics:
         log.info(
             "%s: step %d/%d (%.0f%%) %s %s eta %.0fs", self.title, step, self.num_steps, 100 * step / self.num_steps, numbers, rate, eta
         )
+        rates = {"tokens_per_second": tokens_per_second} | ({} if utilisation is None else {"mfu": utilisation})
+        gauges.emit("tokens", num_tokens, self._tags)
+        shown = {name: values[name] for name in ("loss",) if name in values}
+        for name, value in (shown | rates | {"progress": step / self.num_steps}).items():
+            gauges.emit(name, value, self._tags)
         if self.curves is not None:
-            rates = {"tokens_per_second": tokens_per_second} | ({} if utilisation is None else {"mfu": utilisation})
             self.curves.add(step, rates)
 
     def encoded(self) -> bytes:
