@@ -1,0 +1,106 @@
+"""What an object store is asked: groups of shards look after their own files, and nothing is downloaded that is not used."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from upath import UPath
+
+from benchmarks.stand_ins.object_store import Counted, Counts, serve
+from bliss_ops.corpus.reading import SequenceReader
+from bliss_ops.lake import Lake, shard_file, write_bytes
+from bliss_ops.manifest import Artifact, Manifest, describe
+from bliss_ops.sharding import ShardRecord, group_shards
+
+SHARDS, GROUPS = list(range(80)), 8
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Counted]:
+    with serve(latency_seconds=0) as store:
+        yield store
+
+
+@pytest.fixture
+def directory(store: Counted, request: pytest.FixtureRequest) -> UPath:
+    return Lake.open(f"s3://bucket/{request.node.name}").root / "thing"
+
+
+def make_worker(directory: UPath) -> Callable[[int], ShardRecord]:
+    def work(shard: int) -> ShardRecord:
+        path = shard_file(directory, shard)
+        write_bytes(path, b"content of %d" % shard)
+        return ShardRecord(shard=shard, outputs=[describe(directory, path.name)])
+
+    return work
+
+
+def produce(directory: UPath, group: int | None = None) -> Manifest | None:
+    artifact = Artifact(Lake(directory.parent), directory, stage="make", identity={})
+    only = None if group is None else group_shards(SHARDS, group, GROUPS)
+    return artifact.produce_shards(partial(make_worker, directory), SHARDS, only=only)
+
+
+def asked(store: Counted, directory: UPath, group: int | None = None) -> tuple[Manifest | None, Counts]:
+    store.counts()
+    manifest = produce(directory, group)
+    return manifest, store.counts()
+
+
+def test_a_group_of_a_finished_artifact_asks_for_its_own_files_alone(store: Counted, directory: UPath) -> None:
+    assert produce(directory) is not None
+    manifest, of_group = asked(store, directory, group=0)
+    assert manifest is not None
+    assert (of_group["get"], of_group["head"], of_group.get("put", 0)) == (1, len(SHARDS) // GROUPS, 0)
+    manifest, of_all = asked(store, directory)
+    assert manifest is not None
+    assert (of_all["get"], of_all["head"]) == (1, len(SHARDS))
+
+
+def test_a_group_that_is_not_the_last_does_not_read_every_record(store: Counted, directory: UPath) -> None:
+    for group in range(GROUPS - 2):
+        assert produce(directory, group) is None
+    _, of_group = asked(store, directory, group=GROUPS - 2)
+    for_its_shards = 6 * len(SHARDS) // GROUPS  # three looks each at begun.json and at its record
+    assert of_group["get"] < for_its_shards + len(SHARDS) - 20
+    assert produce(directory, GROUPS - 1) is not None
+
+
+def test_what_another_group_has_lost_is_that_groups_to_make_again(store: Counted, directory: UPath) -> None:
+    assert produce(directory) is not None
+    shard_file(directory, 1).unlink()
+    assert produce(directory, group=0) is not None
+    assert not shard_file(directory, 1).exists()
+    assert produce(directory, group=1) is not None
+    assert shard_file(directory, 1).read_bytes() == b"content of 1"
+
+
+def test_what_was_uploaded_is_not_downloaded_to_be_hashed(store: Counted, directory: UPath) -> None:
+    content = bytes(range(256)) * 10_000
+    store.counts()
+    write_bytes(directory / "large.bin", content)
+    described = describe(directory, "large.bin")
+    assert store.counts().get("bytes_got", 0) == 0
+    assert described == describe(directory, "large.bin"), "read back, it is the same"
+    assert store.counts()["bytes_got"] >= len(content)
+
+
+def test_of_a_shard_only_the_wanted_row_groups_are_read(store: Counted, directory: UPath) -> None:
+    """The stream's first block is of 64 of 400 row groups."""
+    num_files, rows, length = 4, 25_600, 128
+    for shard in range(num_files):
+        ids = shard * 10_000_000 + np.arange(rows)
+        tokens = np.random.default_rng(shard).integers(0, 1 << 16, rows * length, np.uint16)
+        table = pa.table({"sequence_id": ids, "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(tokens), length)})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, row_group_size=256, use_dictionary=False, compression=None)
+        content = sink.getvalue().to_pybytes()
+        write_bytes(shard_file(directory, shard), content)
+    reader = SequenceReader([shard_file(directory, shard) for shard in range(num_files)])
+    store.counts()
+    reader.batch(0, 16, seed=0)
+    wanted, footers = len(content) * num_files * 64 / 400, num_files * 2**18
+    assert store.counts()["bytes_got"] < 1.1 * wanted + footers
