@@ -194,6 +194,7 @@ def measure(stack: Stack, groups: int, label: str, arguments: argparse.Namespace
         "loop_median_seconds": statistics.median(loops),
         "loop_95_seconds": loops[int(0.95 * (len(loops) - 1))],
         "loop_longest_seconds": loops[-1],
+        "loop_cpu_seconds": used["scheduler"] / len(loops),
         "scheduler_busy_share": sum(loops) / seconds,
         **{f"{name.replace('-', '_')}_cpu_share": value / seconds for name, value in used.items()},
         "end_to_start_median_seconds": statistics.median(gaps),
