@@ -117,6 +117,8 @@ def _work(directory: Path, lake: Lake, state: State, timeline: Timeline, minutes
         kills = chaos.plan(seed, 60 * minutes)
         threads.start("kills", lambda: chaos.run(kills, state_dir, timeline, no_more))
         workload.ingest(api, timeline)
+        if timeline.now >= 60 * minutes:
+            no_more.set()  # a slow machine and a short soak
         for number in range(NUM_RUNS_AT_ONCE):
             threads.start(
                 f"rounds {number}", lambda: workload.run_rounds(api, timeline, no_more, names, 1 if minutes < SHORT_MINUTES else 2)
@@ -148,6 +150,8 @@ def judge(directory: Path) -> bool:
     timeline = directory / "timeline.jsonl"
     events = timelines.read(timeline)
     found = {event["kind"]: event for event in events}
+    if not {"final check", "down"} <= found.keys():
+        raise SystemExit(f"the soak in {directory} was broken off: there is nothing to judge")
     lake, alone = Lake.open(directory / "lake"), Lake.open(directory / "undisturbed")
     begun = time.monotonic()
     reference.make(lake, alone)
@@ -230,6 +234,8 @@ def _bliss(*arguments: str, env: Any = None) -> str:
 
 
 def _commit() -> str:
+    if commit := os.environ.get("BLISS_GIT_COMMIT"):
+        return commit
     result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     return result.stdout.strip()
 
