@@ -55,12 +55,12 @@ def check_not_collected(root: UPath, addresses: Iterable[str], *, unread: Collec
         unread: files of theirs that are not read.
 
     Raises:
-        ValueError: something was; the message names the command that makes it again.
+        ValueError: something was; the message names the commands that make it again.
     """
-    for address in addresses:
-        record = find_collected(root / address)
-        if record and any(output.path not in unread for output in record.files):
-            raise ValueError(gone(address, record))
+    records = ((address, find_collected(root / address)) for address in addresses)
+    missing = [gone(address, record) for address, record in records if record and any(file.path not in unread for file in record.files)]
+    if missing:
+        raise ValueError("\n".join(missing))
 
 
 def gone(address: str, record: Collected) -> str:
