@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
+MAX_ACTORS = "BLISS_MAX_ACTORS"  # in the environment of Ray's nodes: actors that a job may ask for beyond the room there is
+GPU_NODES = "BLISS_GPU_NODES"  # there too: 1 where nodes with GPUs are added on demand
 
 
 def map_on_ray(
@@ -204,14 +206,14 @@ def _parts(actors: set[Any]) -> dict[int, Part]:
 def _pool(num_shards: int, *, on_gpu: bool) -> tuple[dict[str, Any], int]:
     """What one actor claims, and how many actors to ask for: one per GPU where they want one and the cluster has any, else one per CPU.
 
-    BLISS_MAX_ACTORS asks for that many even where there is no room yet: on a cluster that grows by what is asked for.
+    On a cluster that grows by what is asked for, MAX_ACTORS asks for that many, and GPU_NODES for GPUs, where there is no room yet.
     """
     import ray
 
     num_cpus, num_gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))  # type: ignore[no-untyped-call]
-    wants_gpu = on_gpu and (num_gpus > 0 or os.environ.get("BLISS_GPU_NODES") == "1")
+    wants_gpu = on_gpu and (num_gpus > 0 or os.environ.get(GPU_NODES) == "1")
     room = num_gpus if wants_gpu else num_cpus
-    wanted = max(room, int(os.environ.get("BLISS_MAX_ACTORS", "1")))
+    wanted = max(room, int(os.environ.get(MAX_ACTORS, "1")))
     return {"num_gpus": 1, "num_cpus": 0} if wants_gpu else {"num_cpus": 1}, min(num_shards, wanted)
 
 

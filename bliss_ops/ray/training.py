@@ -19,6 +19,7 @@ from typing import Any
 
 from bliss_ops.launching import PATIENCE, Job
 from bliss_ops.ray import exporting
+from bliss_ops.ray.shards import GPU_NODES
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,8 @@ def _fit(job: Job, num_workers: int, directory: str) -> None:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     cluster: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    on_gpus = cluster.get("GPU", 0) >= 1
-    room = max(1, int(cluster["GPU"] if on_gpus else cluster.get("CPU", 1)))
+    on_gpus = cluster.get("GPU", 0) >= 1 or os.environ.get(GPU_NODES) == "1"
+    room = int(cluster.get("GPU" if on_gpus else "CPU", 0))
     log.info("%d training workers wanted, room for %d in this cluster (%s)", num_workers, room, "GPUs" if on_gpus else "CPUs")
     trainer = DataParallelTrainer(
         partial(_work, job),
