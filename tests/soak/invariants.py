@@ -22,6 +22,7 @@ from tests.soak import timeline as timelines
 
 WARM_UP_SECONDS = 120.0  # of a process: imports, caches
 LIFE_SECONDS = 300.0  # a shorter life says nothing about growth
+JUDGED_SECONDS = 1200.0  # of all lives of a kind together; less is shown and not judged
 MEGABYTES_PER_HOUR = 120.0
 FDS_PER_HOUR = 60.0
 SERVERS = ("scheduler", "api-server", "triggerer", "dag-processor", "supervisor", "gcs server", "raylet", "explorer")
@@ -41,6 +42,9 @@ class Explained:
 
 EXPLAINED = (
     Explained(r"^(httpcore|httpx)\.\w*Error: ", ("api-server",), "a task's request while the API server was away"),
+    Explained(
+        r"The current node timed out during startup", RAY_HEAD, "a start of Ray's head on a busy machine; the supervisor starts it again"
+    ),
     Explained(r"IncompleteReadError", ("triggerer",), "the trigger runner, whose triggerer was killed"),
 )
 
@@ -180,42 +184,52 @@ def no_zombies(samples: Sequence[dict[str, Any]]) -> Check:
 
 def memory(samples: Sequence[dict[str, Any]]) -> Check:
     """Growth of each server in each of its lives, in MB an hour; the whole stack beside it."""
-    findings: list[str] = []
-    figures: dict[str, Any] = {}
-    for kind, slopes in lives(samples, 2).items():
-        figures[kind] = {"lives": len(slopes), "MB/h median": round(statistics.median(slopes)), "MB/h most": round(max(slopes))}
-        if kind in SERVERS and statistics.median(slopes) > MEGABYTES_PER_HOUR:
-            findings.append(
-                f"{kind} grows by {statistics.median(slopes):.0f} MB an hour in its {len(slopes)} lives of {LIFE_SECONDS:.0f} s and more"
-            )
-    whole = [(sample["seconds"], sample["megabytes"]) for sample in samples]
-    figures["whole stack"] = {"MB mean": _mean(whole), "MB most": max((y for _, y in whole), default=0), "MB/h": round(slope(whole))}
-    return Check("memory", not findings, figures, findings)
+    return _growth("memory", samples, column=2, total="megabytes", most_per_hour=MEGABYTES_PER_HOUR, unit="MB")
 
 
 def file_descriptors(samples: Sequence[dict[str, Any]]) -> Check:
+    """The same of open file descriptors."""
+    return _growth("file descriptors", samples, column=3, total="num_fds", most_per_hour=FDS_PER_HOUR, unit="open files")
+
+
+def _growth(name: str, samples: Sequence[dict[str, Any]], *, column: int, total: str, most_per_hour: float, unit: str) -> Check:
     findings: list[str] = []
     figures: dict[str, Any] = {}
-    for kind, slopes in lives(samples, 3).items():
-        figures[kind] = {"lives": len(slopes), "per hour, median": round(statistics.median(slopes), 1)}
-        if kind in SERVERS and statistics.median(slopes) > FDS_PER_HOUR:
-            findings.append(f"{kind} opens {statistics.median(slopes):.0f} file descriptors an hour that it does not close")
-    whole = [(sample["seconds"], float(sample["num_fds"])) for sample in samples]
-    figures["whole stack"] = {"mean": _mean(whole), "most": max((y for _, y in whole), default=0), "per hour": round(slope(whole))}
-    return Check("file descriptors", not findings, figures, findings)
+    for kind, found in lives(samples, column).items():
+        typical = statistics.median(life.per_hour for life in found)
+        is_judged = kind in SERVERS and sum(life.seconds for life in found) >= JUDGED_SECONDS
+        most = max(life.per_hour for life in found)
+        figures[kind] = {"lives": len(found), f"{unit} per hour, median": round(typical), "most": round(most), "judged": is_judged}
+        if is_judged and typical > most_per_hour:
+            findings.append(f"{kind}: {typical:+.0f} {unit} an hour, the median of {len(found)} lives")
+    whole = [(sample["seconds"], float(sample[total])) for sample in samples]
+    figures["whole stack"] = {
+        "mean": round(statistics.fmean(y for _, y in whole), 1) if whole else 0.0,
+        "most": max((y for _, y in whole), default=0.0),
+        "per hour": round(slope(whole)),
+    }
+    return Check(name, not findings, figures, findings)
 
 
-def lives(samples: Sequence[dict[str, Any]], column: int) -> dict[str, list[float]]:
-    """By kind, the slope per hour of each process that was seen for LIFE_SECONDS after its first two minutes."""
+@dataclass(frozen=True)
+class Life:
+    """One process, from two minutes after it was first seen."""
+
+    seconds: float
+    per_hour: float
+
+
+def lives(samples: Sequence[dict[str, Any]], column: int) -> dict[str, list[Life]]:
+    """By kind, the growth of each process that was seen for LIFE_SECONDS."""
     points: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
     for sample in samples:
         for each in sample["each"]:
             points[each[0], each[1]].append((sample["seconds"], float(each[column])))
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, list[Life]] = defaultdict(list)
     for (_, kind), seen in points.items():
-        grown = [(at, value) for at, value in seen if at >= seen[0][0] + WARM_UP_SECONDS]
-        if grown and grown[-1][0] - grown[0][0] >= LIFE_SECONDS - WARM_UP_SECONDS:
-            found[kind].append(slope(grown))
+        if seen[-1][0] - seen[0][0] >= LIFE_SECONDS:
+            grown = [(at, value) for at, value in seen if at >= seen[0][0] + WARM_UP_SECONDS]
+            found[kind].append(Life(grown[-1][0] - grown[0][0], slope(grown)))
     return dict(sorted(found.items()))
 
 
@@ -269,10 +283,6 @@ def last_lines_of_tracebacks(text: str) -> Iterator[str]:
             if following.strip() and len(following) - len(following.lstrip()) <= indent:
                 yield following.strip()
                 break
-
-
-def _mean(points: Sequence[tuple[float, float]]) -> float:
-    return round(statistics.fmean(y for _, y in points), 1) if points else 0.0
 
 
 def of_timeline(path: Path) -> list[Check]:

@@ -88,16 +88,17 @@ def test_checks_of_the_timeline_can_fail() -> None:
     assert not invariants.no_zombies([{"num_zombies": 1}] * 7).held
 
 
-def samples(megabytes_per_hour: float, seconds: float = 1200.0) -> list[dict[str, Any]]:
+def samples(megabytes_per_hour: float, seconds: float = 1800.0) -> list[dict[str, Any]]:
     values = [(at, 100 + megabytes_per_hour * at / 3600) for at in range(0, int(seconds), 10)]
     return [{"seconds": at, "megabytes": size, "num_fds": 10, "each": [(1, "scheduler", size, 10)]} for at, size in values]
 
 
 def test_growth_is_a_slope_per_life() -> None:
-    assert invariants.lives(samples(50.0), 2) == {"scheduler": [pytest.approx(50.0)]}
+    assert invariants.lives(samples(50.0), 2) == {"scheduler": [invariants.Life(pytest.approx(1670.0), pytest.approx(50.0))]}
     assert invariants.lives(samples(50.0, seconds=200.0), 2) == {}, "too short to say"
     assert invariants.memory(samples(50.0)).held
     assert not invariants.memory(samples(500.0)).held
+    assert invariants.memory(samples(500.0, seconds=600.0)).held, "shown, not judged"
     assert invariants.file_descriptors(samples(500.0)).held
 
 
