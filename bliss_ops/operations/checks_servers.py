@@ -170,19 +170,23 @@ def _ray_address() -> str | None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith(("http://", "https://")):
         return address.rstrip("/")
-    text = os.environ.get("AIRFLOW_CONN_RAY_DEFAULT", "")
-    if text.startswith("{"):
-        values = json.loads(text)
-        scheme = "https" if values.get("conn_type") == "https" or values.get("schema") == "https" else "http"
+    if values := _connection():
+        scheme = "https" if "https" in (values.get("conn_type"), values.get("schema")) else "http"
         return f"{scheme}://{values.get('host')}:{values.get('port') or 8265}"
     return None
 
 
 def _ray_token(stack: Path | None) -> str:
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
+    """From the variables that Ray itself reads, the connection's password, or the stack that is up."""
+    if token := os.environ.get("RAY_AUTH_TOKEN") or _connection().get("password"):
+        return str(token)
     file = Path(os.environ["RAY_AUTH_TOKEN_PATH"]) if "RAY_AUTH_TOKEN_PATH" in os.environ else stack
     return file.read_text().strip() if file and file.exists() else ""
+
+
+def _connection() -> dict[str, Any]:
+    text = os.environ.get("AIRFLOW_CONN_RAY_DEFAULT", "")
+    return dict(json.loads(text)) if text.startswith("{") else {}
 
 
 def _get(url: str, token: str) -> Any:

@@ -108,7 +108,7 @@ def plan(lake: Lake, policy: Policy, *, now: float | None = None) -> Plan:
     for name in names:
         run = lake.run(name)
         try:
-            run.config  # noqa: B018 - read here, so that one damaged config does not stop the rest
+            _ = run.config
         except ValueError as error:
             if policy.runs is not None:
                 raise
@@ -180,6 +180,10 @@ class _Of:
     def _shared_by(self, run: Run) -> str:
         for name in self.lake.run_names():
             other = self.lake.run(name)
+            try:
+                _ = other.config
+            except ValueError:
+                return f"the settings of {name} cannot be read, it may start from it"
             if other.config.warmup_of == run.name and num_finished_rounds(other) < other.config.num_rounds:
                 return f"{name} starts from it and is not finished"
         return ""
