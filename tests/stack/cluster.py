@@ -43,7 +43,7 @@ ABSENT = {
     "bliss-ops-ray": ("airflow",),
 }
 DAG_IDS = {"bliss_compare", "bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"}
-START_SECONDS = 300.0
+START_SECONDS = 600.0  # on a busy machine Ray gives up on its own parts once or twice, and is started again
 RESTART_SECONDS = 1.0  # how long a service that ended stays away
 PORTS = {"8080": "airflow", "8265": "ray_jobs", "6379": "ray", "5432": "postgres", "7070": "s3"}
 
@@ -271,7 +271,7 @@ class Cluster:
     def _begin(self, name: str, service: ComposeService) -> None:
         """Start a service that stays up, or run a job to its end, once what it waits for is there."""
         for other, condition in service.depends_on.items():
-            if condition == "service_healthy" and other in ("postgres", "ray-head"):
+            if condition == "service_healthy":
                 self._wait(f"{other} to be healthy", lambda other=other: self.run_healthcheck(other).returncode == 0)
         running = self._running[name] = Running(name, service, {}, self._environment(name, service), f"{self.marker}-{name}")
         running.commands = self._commands(name, service)
