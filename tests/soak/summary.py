@@ -34,13 +34,25 @@ def markdown(held: bool, facts: dict[str, Any], checks: Sequence[Check]) -> str:
     lines = [f"# Soak: {'everything held' if held else 'NOT everything held'}", ""]
     lines += [f"- {name}: {_words(value)}" for name, value in facts.items()]
     lines += ["", "| invariant | held | figures |", "|---|---|---|"]
-    lines += [f"| {check.name} | {'yes' if check.held else '**no**'} | {_words(check.figures)} |" for check in checks]
     for check in checks:
+        flat = {name: value for name, value in check.figures.items() if not isinstance(value, dict)}
+        lines.append(f"| {check.name} | {'yes' if check.held else '**no**'} | {_words(flat)} |")
+    for check in checks:
+        nested = {name: value for name, value in check.figures.items() if isinstance(value, dict)}
+        if nested or check.findings:
+            lines += ["", f"## {check.name}"]
+        if nested:
+            lines += ["", *_table(nested)]
         if check.findings:
-            lines += ["", f"## {check.name}", ""]
-            lines += [f"- {finding}" for finding in check.findings[:MOST_FINDINGS]]
+            lines += ["", *(f"- {finding}" for finding in check.findings[:MOST_FINDINGS])]
             lines += [f"- ... and {len(check.findings) - MOST_FINDINGS} more"] if len(check.findings) > MOST_FINDINGS else []
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    return lines + [f"| {name} | {' | '.join(_words(row.get(column, '')) for column in columns)} |" for name, row in rows.items()]
 
 
 def chart(timeline: Path) -> str:
@@ -52,7 +64,11 @@ def chart(timeline: Path) -> str:
     series = [Series("whole stack", [[(s["seconds"] / 60, s["megabytes"]) for s in samples]])]
     for kind, style in zip(kinds, ("second", "third", "fourth"), strict=True):
         series.append(Series(kind, [[(s["seconds"] / 60, s["by_kind"].get(kind, 0.0)) for s in samples]], style=style))
-    drawn = str(charts.line_chart(series, title="Memory of the stack, MB", x_label="minutes", width=1080, height=360, right=110))
+    drawn = str(
+        charts.line_chart(
+            series, title="Memory of the stack, MB", x_label="minutes", width=1080, height=360, right=110, format_y="{:,.0f} MB".format
+        )
+    )
     frame = charts.Frame(1080, 360, charts.padded([s["seconds"] / 60 for s in samples], 0.0), (0, 1), right=110)
     lines = "".join(
         f'<line class="kill" x1="{frame.x(kill["seconds"] / 60):.1f}" x2="{frame.x(kill["seconds"] / 60):.1f}" y1="14" y2="324">'
