@@ -26,6 +26,7 @@ from bliss_ops.airflow.orphans import FindOrphansOperator, StopOrphanOperator
 from bliss_ops.airflow.ray_job import RAY_CONNECTION
 from bliss_ops.airflow.rescoring import FindCorporaOperator, GroupsOperator, LoadScoresOperator, PlanOperator
 from bliss_ops.airflow.rounds import NextRoundOperator
+from bliss_ops.airflow.watching import WatchOperator
 from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES, Stage
 
 CORPUS = Asset(name="bliss_corpus", uri="bliss://corpora", group="bliss")  # one partition per corpus, keyed by its name
@@ -36,6 +37,8 @@ STORE_WRITERS = ("load", "report")
 MAPPED = ("extract", "pack", "score")  # over groups of shards; other sharded stages are light enough for one job
 
 ON_GPU = ("score",)
+
+RESCORE_CRON = ("BLISS_RESCORE_CRON", "0 2 * * *")
 
 WARM_UP = ROUND_STAGES[0]
 TITLE = "{{ task.title }}"  # of a mapped task of a comparison: `dsir s1`
@@ -121,7 +124,7 @@ def on_each_corpus() -> PartitionedAssetTimetable:
 def nightly() -> dict[str, Any]:
     """The schedule `BLISS_RESCORE_CRON`, in UTC. Its first DAG run is at the next such time: with a start date it would be at once, and
     tasks that start together with Airflow itself have been seen to lock its SQLite database for a minute."""
-    return _at("BLISS_RESCORE_CRON", "0 2 * * *")
+    return _at(*RESCORE_CRON)
 
 
 def reconciling() -> dict[str, Any]:
@@ -130,12 +133,13 @@ def reconciling() -> dict[str, Any]:
 
 
 def reconciling_tasks() -> list[Any]:
-    """Find the Ray jobs whose tasks are gone, stop each."""
+    """Find the Ray jobs whose tasks are gone, stop each, tell of that and of a missed schedule."""
     look = FindOrphansOperator(task_id="look", memory=ORPHANS, conn_id=RAY_CONNECTION)
     stop = StopOrphanOperator.partial(
         task_id="stop", conn_id=RAY_CONNECTION, outlets=[ORPHANS], map_index_template="{{ task.submission_id }}"
     ).expand_kwargs(look.output)
-    return [look, stop]
+    schedules = {"bliss_rescore_nightly": os.environ.get(*RESCORE_CRON)}
+    return [look, stop, WatchOperator(task_id="tell", schedules=schedules, trigger_rule="all_done")]
 
 
 def rescore_tasks() -> list[Any]:
