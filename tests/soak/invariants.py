@@ -1,5 +1,6 @@
 """What must hold at the end of a soak: each check says yes or no, with its figures and, where it is no, what was found."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+
+import psutil
 
 from bliss_ops.lake import TEMPORARY, Lake
 from bliss_ops.sql import open_snapshot
@@ -25,6 +29,7 @@ LIFE_SECONDS = 300.0  # a shorter life says nothing about growth
 JUDGED_SECONDS = 1200.0  # of all lives of a kind together; less is shown and not judged
 MEGABYTES_PER_HOUR = 120.0
 FDS_PER_HOUR = 60.0
+ACTIVE = ("PENDING", "RUNNING")
 SERVERS = ("scheduler", "api-server", "triggerer", "dag-processor", "supervisor", "gcs server", "raylet", "explorer")
 TEMPORARY_SECONDS = 3600.0  # what a killed writer left is swept at this age
 
@@ -64,25 +69,29 @@ class Check:
 
 def no_ray_job(state: State) -> Check:
     """No job is left that runs or waits for its turn, and none of its processes."""
-    found = [job for job in ray_jobs(state) if job["status"] in ("PENDING", "RUNNING")]
+    jobs = [f"Ray job {job['submission_id']} is {job['status']}: {job['entrypoint']}" for job in ray_jobs(state) if job["status"] in ACTIVE]
     drivers = []
     for process in processes.living(state.services, state.layout.marker):
-        words = " ".join(process.cmdline())
-        if re.search(r"/bliss [a-z]", words):
-            drivers.append(f"pid {process.pid}: {words}")
-    orphans = [f"Ray job {job['submission_id']} is {job['status']}: {job['entrypoint']}" for job in found]
-    return Check(
-        "no orphan Ray job, no orphan driver", not orphans + drivers, {"jobs": len(found), "drivers": len(drivers)}, orphans + drivers
-    )
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            words = " ".join(process.cmdline())
+            if re.search(r"/bliss [a-z]", words):
+                drivers.append(f"pid {process.pid}: {words}")
+    return Check("no orphan Ray job, no orphan driver", not jobs + drivers, {"jobs": len(jobs), "drivers": len(drivers)}, jobs + drivers)
 
 
 def ray_jobs(state: State) -> list[dict[str, Any]]:
-    """The jobs that the head knows: those since its last restart."""
+    """The jobs that were submitted since the head's last restart; the head may be on its way back."""
     token = state.layout.ray_token.read_text().strip()
     request = urllib.request.Request(f"{state.layout.ray_url}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        found: list[dict[str, Any]] = json.loads(response.read())
-    return found
+    deadline = time.monotonic() + 120.0
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return [job for job in json.loads(response.read()) if job["submission_id"]]
+        except (URLError, ConnectionError, TimeoutError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2.0)
 
 
 # ---- of what is on the disk ------------------------------------------------------------------------------------------

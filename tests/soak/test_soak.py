@@ -95,7 +95,8 @@ def samples(megabytes_per_hour: float, seconds: float = 1800.0) -> list[dict[str
 
 def test_growth_is_a_slope_per_life() -> None:
     ((kind, (life,)),) = invariants.lives(samples(50.0), 2).items()
-    assert (kind, life.seconds, life.per_hour) == ("scheduler", 1670.0, pytest.approx(50.0))
+    assert (kind, life.seconds) == ("scheduler", 1670.0)
+    assert life.per_hour == pytest.approx(50.0)
     assert invariants.lives(samples(50.0, seconds=200.0), 2) == {}, "too short to say"
     assert invariants.memory(samples(50.0)).held
     assert not invariants.memory(samples(500.0)).held
