@@ -395,7 +395,8 @@ def check_content(directory: UPath, outputs: Iterable[Output], *, made_by: str) 
     Raises:
         ValueError: one has not; the message names it and how to make it again.
     """
-    for output in outputs:
+
+    def check(output: Output) -> None:
         try:
             num_bytes, sha256 = content_of(directory / output.path)
         except FileNotFoundError:
@@ -405,6 +406,9 @@ def check_content(directory: UPath, outputs: Iterable[Output], *, made_by: str) 
                 f"{directory / output.path} is not what was written (sha256 {sha256[:12]}, {num_bytes:,} bytes; its record says "
                 f"{output.sha256[:12]}, {output.bytes:,} bytes): delete it and run `{made_by}` again"
             )
+
+    for _ in at_once(check, list(outputs), directory):
+        pass
 
 
 def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:

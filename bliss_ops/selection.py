@@ -6,6 +6,7 @@ corpus and nothing is sorted. Ties at the threshold go to the smallest sequence 
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from upath import UPath
 
 from bliss_ops import schemas
 from bliss_ops.config import RunConfig
-from bliss_ops.lake import atomic_file, shard_file, write_parquet
+from bliss_ops.lake import at_once, atomic_file, shard_file, write_parquet
 from bliss_ops.manifest import check_content, describe
 from bliss_ops.sharding import Output, ShardRecord
 
@@ -50,10 +51,9 @@ def select(
     ordered = sorted(shards)
 
     def batches() -> Iterator[np.ndarray]:
-        for shard in ordered:
-            yield _eligible(scores, shard, contaminated)["score"].to_numpy()
+        return at_once(lambda shard: _eligible(scores, shard, contaminated)["score"].to_numpy(), ordered, scores)
 
-    num_candidates = sum(_num_rows(scores, shard) for shard in ordered)
+    num_candidates = sum(at_once(partial(_num_rows, scores), ordered, scores))
     keep = num_to_keep(config, num_candidates)
     num_excluded = num_candidates - sum(len(score_N) for score_N in batches()) if contaminated is not None else 0
     if keep > num_candidates - num_excluded:
