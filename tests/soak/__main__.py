@@ -100,49 +100,77 @@ def soak(directory: Path, minutes: float, seed: int) -> None:
 
 
 def _work(directory: Path, lake: Lake, state: State, timeline: Timeline, minutes: float, seed: int) -> None:
-    state_dir, drop = state.layout.state_dir, directory / "drop"
     api = PatientApi(state.layout.airflow_url, USER, password(state.layout))
-    hurry = 3.0 if minutes < SHORT_MINUTES else 1.0
     no_more, ended = threading.Event(), threading.Event()
-    names = workload.Names(seed)
+    threads = Threads(timeline)
     with workload.explorer(lake, directory / "explorer.log") as address:
-        extra = {"soak": os.getpid(), "explorer": next(child.pid for child in psutil.Process().children() if "explore" in child.cmdline())}
-        threads = Threads(timeline)
-        threads.start("samples", lambda: sampling.watch(state_dir, Path(lake.root.path), extra, timeline, ended))
-        threads.start("health", lambda: workload.watch_health(api.url, timeline, ended))
-        threads.start("sql", lambda: workload.read_sql(lake, timeline, ended, seed))
-        threads.start("pages", lambda: workload.read_pages(lake, address, timeline, ended, seed))
-        threads.start("checks", lambda: workload.check_store(lake, timeline, ended, workload.CHECK_SECONDS / hurry))
-        threads.start("DAG runs", lambda: dag_runs.follow(api, timeline, ended))
-        kills = chaos.plan(seed, 60 * minutes)
-        threads.start("kills", lambda: chaos.run(kills, state_dir, timeline, no_more))
-        workload.ingest(api, timeline)
-        if timeline.now >= 60 * minutes:
-            no_more.set()  # a slow machine and a short soak
+        try:
+            _watch(threads, api, lake, state, address, timeline, ended, seed)
+            _disturb(threads, api, lake, state, directory, timeline, no_more, minutes, seed)
+            _settle(api, state, timeline)
+        finally:
+            no_more.set()
+            ended.set()
+            threads.join()
+    timeline.write("final check", **workload.store_check(lake))
+    now = read_state(state.layout.state_dir) or state
+    timeline.write("restarts", **{service.name: service.num_restarts for service in now.services})
+
+
+def _watch(
+    threads: "Threads", api: PatientApi, lake: Lake, state: State, address: str, timeline: Timeline, ended: threading.Event, seed: int
+) -> None:
+    """Start all who look and ask, until the end."""
+    state_dir, root = state.layout.state_dir, Path(lake.root.path)
+    extra = {"soak": os.getpid(), "explorer": next(child.pid for child in psutil.Process().children() if "explore" in child.cmdline())}
+    threads.start("samples", lambda: sampling.watch(state_dir, root, extra, timeline, ended))
+    threads.start("health", lambda: workload.watch_health(api.url, timeline, ended))
+    threads.start("sql", lambda: workload.read_sql(lake, timeline, ended, seed))
+    threads.start("pages", lambda: workload.read_pages(lake, address, timeline, ended, seed))
+    threads.start("checks", lambda: workload.check_store(lake, timeline, ended))
+    threads.start("DAG runs", lambda: dag_runs.follow(api, timeline, ended))
+
+
+def _disturb(
+    threads: "Threads",
+    api: PatientApi,
+    lake: Lake,
+    state: State,
+    directory: Path,
+    timeline: Timeline,
+    no_more: threading.Event,
+    minutes: float,
+    seed: int,
+) -> None:
+    """All work and all kills; returns when the time is over."""
+    is_short = minutes < SHORT_MINUTES
+    hurry, num_rounds = (3.0, 1) if is_short else (1.0, 2)
+    names, kills = workload.Names(seed), chaos.plan(seed, 60 * minutes)
+    threads.start("kills", lambda: chaos.run(kills, state.layout.state_dir, timeline, no_more))
+    workload.ingest(api, timeline)
+    if timeline.now < 60 * minutes:  # else the machine was slow and the soak is short
         for number in range(NUM_RUNS_AT_ONCE):
-            threads.start(
-                f"rounds {number}", lambda: workload.run_rounds(api, timeline, no_more, names, 1 if minutes < SHORT_MINUTES else 2)
-            )
-        prepared = directory / "prepared"
+            threads.start(f"rounds {number}", lambda: workload.run_rounds(api, timeline, no_more, names, num_rounds))
+        drop, prepared = directory / "drop", directory / "prepared"
         threads.start("landing", lambda: workload.land(lake, drop, prepared, timeline, no_more, seed, workload.LANDING_SECONDS / hurry))
         threads.start("nights", lambda: workload.rescore_nightly(api, timeline, no_more, workload.NIGHTLY_SECONDS / hurry))
-        while timeline.now < 60 * minutes:
-            time.sleep(1.0)
-        no_more.set()
-        timeline.write("no more", said="no more kills and nothing new; what was begun may end")
+    while timeline.now < 60 * minutes:
+        time.sleep(1.0)
+    no_more.set()
+    timeline.write("no more", said="no more kills and nothing new; what was begun may end")
+
+
+def _settle(api: PatientApi, state: State, timeline: Timeline) -> None:
+    """Wait until what was begun has ended, have one last nightly look, and see what Ray still has."""
+    quiet = dag_runs.wait_until_quiet(api, timeline, QUIET_SECONDS)
+    if quiet:
+        night = api.trigger_once("bliss_rescore_nightly", "last-night", {})
+        timeline.write("trigger", dag="bliss_rescore_nightly", run=night)
         quiet = dag_runs.wait_until_quiet(api, timeline, QUIET_SECONDS)
-        if quiet:
-            night = api.trigger_once("bliss_rescore_nightly", "last-night", {})
-            timeline.write("trigger", dag="bliss_rescore_nightly", run=night)
-            quiet = dag_runs.wait_until_quiet(api, timeline, QUIET_SECONDS)
-        timeline.write("quiet", quiet=quiet, api_waits=api.num_waits)
-        time.sleep(IDLE_SECONDS)
-        final = invariants.no_ray_job(state)
-        timeline.write("ray", held=final.held, figures=final.figures, findings=final.findings)
-        ended.set()
-        threads.join()
-    timeline.write("final check", **workload.store_check(lake))
-    timeline.write("restarts", **{service.name: service.num_restarts for service in (read_state(state_dir) or state).services})
+    timeline.write("quiet", quiet=quiet, api_waits=api.num_waits)
+    time.sleep(IDLE_SECONDS)
+    jobs = invariants.no_ray_job(state)
+    timeline.write("ray", held=jobs.held, figures=jobs.figures, findings=jobs.findings)
 
 
 def judge(directory: Path) -> bool:
@@ -168,7 +196,7 @@ def judge(directory: Path) -> bool:
         Check("no orphan Ray job, no orphan driver", ray["held"], ray["figures"], ray["findings"]),
         bytes_equal,
         invariants.store_is_files(found["final check"], lake),
-        invariants.landed_are_scored(lake, events),
+        invariants.landed_are_scored(lake, directory / "drop"),
         invariants.temporary_files_end(lake),
         Check("down leaves nothing", not down["left"] and not down["ray_temp_is_there"], {"said": down["said"]}, down["left"]),
         Check("no thread of the soak failed", "thread failed" not in found, {}, [str(e) for e in events if e["kind"] == "thread failed"]),

@@ -111,15 +111,23 @@ def store_is_files(final_check: dict[str, Any], lake: Lake) -> Check:
     )
 
 
-def landed_are_scored(lake: Lake, events: Sequence[dict[str, Any]]) -> Check:
-    """Everything that was dropped into the watched folder is a corpus with scores in the store."""
-    dropped = [event for event in events if event["kind"] == "landing"]
+def landed_are_scored(lake: Lake, drop: Path) -> Check:
+    """Every file that was dropped into the watched folder is in a corpus with scores in the store."""
     with open_snapshot(lake) as con:
         scored = {corpus for (corpus,) in con.execute("select distinct corpus from score_runs order by corpus").fetchall()}
-    parts = Counter(event["folder"] for event in dropped)
-    wanted = [f"{folder}-part-{number:02d}" if number > 1 else folder for folder, count in parts.items() for number in range(1, count + 1)]
-    missing = [f"{name} is not in the store" for name in wanted if name not in scored]
-    return Check("every landed corpus is scored", not missing, {"landed": len(wanted)}, missing)
+    corpus_of = {
+        entry["uri"]: name
+        for name in lake.corpus_names()
+        if (listing := lake.corpus(name).source / "shards.json").exists()
+        for entry in json.loads(listing.read_bytes())
+    }
+    files = sorted(str(path) for path in drop.rglob("*.json.gz"))
+    missing = [
+        f"{file}: {corpus_of.get(file, 'in no corpus')}, no scores in the store" for file in files if corpus_of.get(file) not in scored
+    ]
+    return Check(
+        "every landed file is scored", not missing, {"files": len(files), "corpora": len({corpus_of.get(f) for f in files})}, missing
+    )
 
 
 def temporary_files_end(lake: Lake) -> Check:
