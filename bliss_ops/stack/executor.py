@@ -1,8 +1,9 @@
 """Notices the one death that Airflow's LocalExecutor does not outlive: that of an idle worker.
 
 Its workers take tasks from one pipe, and the one that waits for the next task holds the pipe's lock. Killed there, it takes the lock
-with it: the others wait for ever, also those that are started in its place, and every task stays queued. A worker that has a task holds no
-lock; its death costs that task a try. Which of the idle ones waits at the pipe cannot be seen from outside.
+with it: the others wait for ever, also those that are started in its place, and every task stays queued. (Tried with four readers of one
+`multiprocessing.SimpleQueue`: once the right one is killed, nobody takes the next item.) A worker that has a task holds no lock; its
+death costs that task a try. Which of the idle ones waits at the pipe cannot be seen from outside.
 """
 
 import contextlib
