@@ -163,6 +163,11 @@ def read_report(directory: UPath) -> list[Verdict]:
         return []
 
 
+def has_failed(directory: UPath) -> bool:
+    """Whether the last check there failed."""
+    return any(not verdict.passed for verdict in read_report(directory))
+
+
 def _conclude(directory: UPath, verdicts: list[Verdict], what: str, move: str, again: str) -> tuple[list[str], Metrics]:
     failed = [verdict for verdict in verdicts if not verdict.passed]
     # Without the remedies: they name paths, and an artifact's bytes are the same wherever its lake is.

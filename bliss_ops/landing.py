@@ -23,7 +23,7 @@ from typing import Any
 
 from upath import UPath
 
-from bliss_ops import pipeline
+from bliss_ops import gates, pipeline
 from bliss_ops.config import NO_VALIDATION, check_name
 from bliss_ops.configure import configure_corpus
 from bliss_ops.corpus.addresses import Address, readable, resolve
@@ -161,8 +161,9 @@ def ingest(lake: Lake, part: Part, work: pipeline.Work = pipeline.EVERYTHING) ->
 
 
 def is_ingested(corpus: Corpus) -> bool:
-    """Whether the last stage of ingestion has finished."""
-    return (corpus.path / "config.json").is_file() and find_manifest(corpus.validation) is not None
+    """Whether ingestion has finished and no gate refuses what came out."""
+    is_finished = (corpus.path / "config.json").is_file() and find_manifest(corpus.validation) is not None
+    return is_finished and not gates.has_failed(corpus.gates)
 
 
 def _how_to_ingest(lake: Lake, prefix: str, recipe: str | None, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

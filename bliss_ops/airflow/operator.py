@@ -93,12 +93,8 @@ class BlissStageOperator(RayJobOperator):
             event.extra = self.counts()
 
     def counts(self) -> dict[str, Any]:
-        """What the event of the task's asset says: here, what the corpus holds."""
-        from bliss_ops.lake import Lake
-        from bliss_ops.manifest import find_manifest
-
-        sequences = find_manifest(Lake.open().corpus(self.subject).sequences)
-        return {"corpus": self.subject} | ({"num_shards": len(sequences.shards), **sequences.metrics} if sequences else {})
+        """What the event of the task's asset says, of a stage that announces one."""
+        raise NotImplementedError
 
 
 class ConfigureOperator(BaseOperator):

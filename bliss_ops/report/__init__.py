@@ -10,6 +10,7 @@ from typing import Any
 
 from upath import UPath
 
+from bliss_ops import gates
 from bliss_ops.lake import Run, write_bytes, write_json
 from bliss_ops.manifest import find_manifest
 from bliss_ops.report import biases, changes, charts, fidelity, navigation, page, spending, tasks
@@ -120,6 +121,7 @@ def _page(run: Run, round_number: int, *, rounds: list[int]) -> tuple[str, dict[
         settings=page.settings(config),
         spent=spent,
         tasks=asked,
+        verdicts=gates.read_report(run.corpus.gates) + gates.read_report(run.round(round_number) / "check_round"),
         links=navigation.links(round_number, rounds),
         provenance=_provenance(run, round_number),
     )

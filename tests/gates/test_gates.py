@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bliss_ops import cli, gates, pipeline, scoring
+from bliss_ops import cli, gates, pipeline, report, scoring
 from bliss_ops.config import IngestConfig, Recipe, RunConfig, identity
 from bliss_ops.configure import configure_corpus, move_bounds
 from bliss_ops.gates import GateFailed
 from bliss_ops.lake import Lake, Run, write_bytes, write_json
+from bliss_ops.landing import is_ingested
 from bliss_ops.manifest import find_manifest
 from bliss_ops.sharding import ROWS_PER_SHARD
 from tests.lakes import make_corpus, make_run, produce
@@ -262,6 +263,25 @@ def test_a_corpus_of_rejects_is_red_with_the_reasons(corpus_lake: Lake) -> None:
 def test_the_same_file_twice_is_red(corpus_lake: Lake) -> None:
     list_files(corpus_lake, ["a", "b", "a", "c"])
     assert "1 of 4 source files have the content of another one (25.00%)" in corpus_failure(corpus_lake)
+
+
+def test_a_refused_corpus_does_not_count_as_ingested(corpus_lake: Lake) -> None:
+    corpus = corpus_lake.corpus("tiny")
+    assert is_ingested(corpus), "never checked: ingested by a former version"
+    list_files(corpus_lake, ["a", "b", "a", "c"])
+    corpus_failure(corpus_lake)
+    assert not is_ingested(corpus)
+    list_files(corpus_lake, ["a", "b", "c", "d"])
+    pipeline.check_corpus(corpus)
+    assert is_ingested(corpus)
+
+
+def test_the_report_shows_what_the_gates_said(run: Run) -> None:
+    pipeline.check_round(run, 2)
+    report.write(run, 2, run.report)
+    page = (run.report / "index.html").read_text()
+    assert "What the gates said" in page
+    assert "gates.max_spread_change = 100" in page
 
 
 def test_too_small_a_corpus_is_red(corpus_lake: Lake) -> None:
