@@ -45,6 +45,6 @@ def clean(state_dir: Path, older_than_seconds: float, *, delete: bool) -> None:
     command += ["--yes", "--skip-archive"] if delete else ["--dry-run"]
     log.info("running %s", " ".join(command[1:]))
     result = subprocess.run(command, env=environment(state_dir), capture_output=True, text=True, timeout=MOST_SECONDS, check=False)
-    sys.stdout.write(result.stdout)
+    sys.stderr.write(result.stdout)
     if result.returncode != 0:
         raise ValueError("`airflow db clean` failed:\n" + "\n".join((result.stderr or result.stdout).strip().splitlines()[-10:]))

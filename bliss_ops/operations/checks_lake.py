@@ -4,15 +4,17 @@ import fcntl
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from bliss_ops.collected import Collected
-from bliss_ops.lake import Lake, is_local, read_bytes
+from bliss_ops.lake import Lake, at_once, is_local, read_bytes
 from bliss_ops.manifest import Manifest
 from bliss_ops.operations.files import File, is_temporary, listing
 from bliss_ops.operations.findings import Finding, error, ok, warning
@@ -22,6 +24,8 @@ SLOW_SECONDS = 2.0
 PROBE_BYTES = 100_000
 STALE_SECONDS = 3 * 86400.0
 MOST_SHOWN = 5
+ResultT = TypeVar("ResultT")
+RECORDS = ("manifest.json", "collected.json", "begun.json", "config.json")
 
 
 def object_store(address: str | None) -> Iterator[Finding]:
@@ -95,7 +99,9 @@ def records(address: str | None) -> Iterator[Finding]:
         return
     files = list(listing(lake.root))
     num_bytes = sum(file.num_bytes for file in files)
-    damaged = [file.address for file in files if not _is_readable(lake, file)]
+    kept = [file for file in files if file.address.rpartition("/")[2] in RECORDS]
+    are_readable = at_once(partial(_is_readable, lake), kept, lake.root)
+    damaged = [file.address for file, is_readable in zip(kept, are_readable, strict=True) if not is_readable]
     for file in damaged[:MOST_SHOWN]:
         fix = f"delete {lake.root / file.rpartition('/')[0]} and run its stage again, or restore it from a backup (`bliss restore`)"
         yield error(name, f"{file} cannot be read", fix)
@@ -142,14 +148,14 @@ def _left(name: str, files: list[File], now: float) -> Iterator[Finding]:
 
 
 def _is_readable(lake: Lake, file: File) -> bool:
-    """Whether a record is what it should be; other files are not looked into."""
+    """Whether a record is what it should be."""
     kind = file.address.rpartition("/")[2]
     try:
         if kind == "manifest.json":
             Manifest.model_validate_json(read_bytes(lake.root / file.address))
         elif kind == "collected.json":
             Collected.model_validate_json(read_bytes(lake.root / file.address))
-        elif kind in ("begun.json", "config.json"):
+        else:
             json.loads(read_bytes(lake.root / file.address))
     except FileNotFoundError:  # gone since it was listed
         return True
@@ -186,7 +192,7 @@ def _killed_uploads(name: str, lake: Lake) -> Iterator[Finding]:
         yield warning(name, f"{len(found)} uploads were begun and never completed, {total:,.1f} MB", "`bliss gc --only uploads --delete`")
 
 
-def _timed(seconds: dict[str, float], what: str, work):  # type: ignore[no-untyped-def]
+def _timed(seconds: dict[str, float], what: str, work: Callable[[], ResultT]) -> ResultT:
     begun = time.monotonic()
     try:
         return work()

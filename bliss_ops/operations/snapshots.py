@@ -23,6 +23,7 @@ from upath import UPath
 
 from bliss_ops import __version__
 from bliss_ops.lake import atomic_file, is_local, write_bytes
+from bliss_ops.names import check_address
 from bliss_ops.operations.files import check_below, listing
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,13 @@ class Target:
 
     @classmethod
     def at(cls, address: str) -> "Target":
+        """The backup directory of that address.
+
+        Raises:
+            ValueError: it is neither a local path nor on s3, or carries a credential.
+        """
+        if (scheme := check_address(address)) not in ("", "s3"):
+            raise ValueError(f"backups are kept in a local directory or at s3://bucket/prefix, not at {scheme}://")
         path = UPath(address)
         return cls(UPath(Path(address).absolute()) if is_local(path) else path)
 

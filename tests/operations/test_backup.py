@@ -177,6 +177,13 @@ def test_a_snapshot_that_leads_out_of_the_lake_is_refused(
         restore(target, Lake.open(tmp_path / "new"))
 
 
+@pytest.mark.parametrize("address", ["https://example.org/b", "s3://key:secret@bucket/b", "gs://bucket/b", "s3://bucket/../other", ""])
+def test_an_address_that_is_no_place_for_backups_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=r"backups are kept|credential|not an address|'\.\.'|an address has") as refusal:
+        Target.at(address)
+    assert "secret" not in str(refusal.value)
+
+
 def test_a_cut_snapshot_is_refused(small: Lake, target: Target, tmp_path: Path) -> None:
     name = backup(small, target).snapshot.name
     path = Path(target.root.path) / "snapshots" / f"{name}.jsonl"
