@@ -29,6 +29,7 @@ PART_BYTES = 16 * 2**20  # of uploads and large reads; four at a time, so 64 MB 
 PARTS_AT_ONCE = 4
 MAX_PARTS = 10_000  # S3's limit
 TAIL_BYTES = 2**18  # what opening a file reads: all of a small one, the footer of a Parquet file
+TAILS_REMEMBERED = 256  # of files that DuckDB queries; 64 MB
 READ_AHEAD_BYTES = 8 * 2**20  # s3fs has 50 MiB, which for a few row groups of a shard is nearly the whole shard
 MAX_CONNECTIONS = 32
 CONNECT_SECONDS = 5.0
@@ -390,6 +391,36 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
 
         async for entry in super()._walk(path, maxdepth=maxdepth, on_error=on_error or tell, **options):
             yield entry
+
+
+class QueriedStore(ObjectStore):
+    """For DuckDB, which looks at a file five times and opens it twice in each query: what it was told once is remembered.
+
+    Only for files that nobody replaces, for the time of a few queries; one that is replaced all the same is an error, not other content.
+    """
+
+    cachable = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._infos: dict[str, dict[str, Any]] = {}
+        self._tails: dict[str, Tail] = {}
+
+    async def _info(self, path: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+        name = str(self._strip_protocol(path))
+        if name not in self._infos:
+            self._infos[name] = await super()._info(path, *arguments, **options)
+        return self._infos[name]
+
+    async def _tail(self, path: str) -> Tail:
+        name = str(self._strip_protocol(path))
+        if name not in self._tails:
+            while len(self._tails) >= TAILS_REMEMBERED:
+                self._tails.pop(next(iter(self._tails)), None)
+            self._tails[name] = await super()._tail(path)
+        return self._tails[name]
+
+    tail = sync_wrapper(_tail)
 
 
 class StoredFile(S3File):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from upath import UPath
 
-from bliss_ops.lake import Lake, Run, is_local, shard_file
+from bliss_ops.lake import Lake, Run, is_local, is_on_s3, shard_file
 from bliss_ops.manifest import Manifest, read_manifest
 from bliss_ops.selectors import selector_of
 
@@ -156,7 +156,11 @@ class Facts:
 
 def reach(con: "DuckDBPyConnection", lake: Lake) -> None:
     """Let a connection read the lake's files where they are on an object store."""
-    if not is_local(lake.root):
+    if is_on_s3(lake.root):
+        from bliss_ops.object_store.file_system import QueriedStore
+
+        con.register_filesystem(QueriedStore())
+    elif not is_local(lake.root):
         con.register_filesystem(lake.root.fs)
 
 

@@ -44,6 +44,9 @@ class Rule:
     count: int | None = None  # of requests; None: without end
     seconds: float | None = None  # from now on; None: without end
     status: int = 503
+    code: str = ""  # of the error; what S3 says with that status, when empty
+    more: str = ""  # XML elements beside it
+    headers: dict[str, str] = field(default_factory=dict)
     num_hits: int = 0
     begun: float = field(default_factory=time.monotonic)
 
@@ -97,7 +100,7 @@ class FaultyProxy:
         self._thread.join()
 
     def fail(self, status: int = 503, **which: Any) -> Rule:
-        """Answer with that status; `which`: method, path, count, seconds."""
+        """Answer with that status; `which`: method, path, count, seconds, and what is in the answer: code, more, headers."""
         return self._add(Rule("status", status=status, **which))
 
     def reset(self, **which: Any) -> Rule:
@@ -220,13 +223,15 @@ class _Handler(BaseHTTPRequestHandler):
         if rule.kind in ("hang", "reset"):
             self._reset()
             return 0
-        code = CODES.get(rule.status, "ServiceUnavailable")
-        body = b"" if self.command == "HEAD" else f"<Error><Code>{code}</Code><Message>made to fail</Message></Error>".encode()
-        self.send_response(rule.status)
-        self.send_header("Content-Type", "application/xml")
-        self.send_header("Content-Length", str(len(body)))
+        code = rule.code or CODES.get(rule.status, "ServiceUnavailable")
+        body = f"<Error><Code>{code}</Code><Message>made to fail</Message>{rule.more}</Error>".encode()
+        self.send_response_only(rule.status)
+        headers = {"Date": self.date_time_string(), "Content-Type": "application/xml", "Content-Length": str(len(body))} | rule.headers
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
         return rule.status
 
     def _pass_on(self, length: int, cut: Kind | None) -> int:
