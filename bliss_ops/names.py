@@ -24,7 +24,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://|/|$)|([a-z0-9+-]+)::")
 _READABLE = re.compile(r"(s3|https|http)://[^/].*|(hf)://(datasets/|spaces/)?[^/]+/[^/]+/.+", re.DOTALL)
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
 # query parameters that open a door by themselves: signed addresses of S3, Google and Azure, and tokens
-_SECRET = re.compile(r"sig|signature|(x-amz-|x-goog-).*|awsaccesskeyid|.*(token|secret|password|passwd|api[-_]?key)", re.IGNORECASE)
+_SECRET = re.compile(r"sig|signature|(x-amz-|x-goog-).*|awsaccesskeyid|[\w.-]*(token|secret|password|passwd|api[-_]?key)", re.IGNORECASE)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address

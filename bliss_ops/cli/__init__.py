@@ -11,20 +11,8 @@ from collections.abc import Sequence
 from bliss_ops import __version__, release
 from bliss_ops.cli import exchange, explore, gates, operations, plan, reports, rescoring, runs, scores, stack, stages, store
 
-GROUPS = (
-    runs,
-    plan,
-    gates,
-    reports,
-    scores,
-    store,
-    exchange,
-    explore,
-    rescoring,
-    stack,
-    operations,
-    stages,
-)  # in the order of `bliss --help`
+# in the order of `bliss --help`
+GROUPS = (runs, plan, gates, reports, scores, store, exchange, explore, rescoring, stack, operations, stages)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +26,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
-        sys.stderr.write(f"bliss {arguments.name}: {error}\n")
+        sys.stderr.write(f"bliss {arguments.name}: {_printable(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"bliss {arguments.name}: interrupted; the same command resumes\n")
         return 130
+
+
+def _printable(message: str) -> str:
+    """A message may quote what came from elsewhere: what would steer the terminal or forge lines of a log is spelled out."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in message)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -35,7 +35,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def round_number(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
+    if not (_is_number(text) and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a round: rounds count from 1")
     return int(text)
 
@@ -91,15 +91,20 @@ def absolute(address: Any) -> Any:
 
 def _group(text: str) -> tuple[int, int]:
     number, _, total = text.partition("/")
-    if not (number.isdecimal() and total.isdecimal() and int(number) < int(total)):
+    if not (_is_number(number) and _is_number(total) and int(number) < int(total)):
         raise argparse.ArgumentTypeError(f"{text!r} is not a group: write K/N with K from 0 to N-1, for example 0/4")
     return int(number), int(total)
+
+
+def _is_number(text: str) -> bool:
+    """Digits as everybody writes them, and no more of them than a count has."""
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a ValueError is also what a number of 5,000 digits raises
         return text
 
 

@@ -103,8 +103,8 @@ def readable(uri: str, scheme: str) -> Iterator[None]:
     """
     try:
         yield
-    except StoreError as error:  # has been tried often enough, and says what to do
-        raise ValueError(str(error) if uri in str(error) else f"{uri}: {error}") from error
+    except StoreError as failed:  # has been tried often enough, and says what to do
+        raise ValueError(str(failed) if uri in str(failed) else f"{uri}: {failed}") from failed
     except _failures(scheme) as caught:
         # fsspec calls every failed HTTP request "file not found"; what it was is in the cause.
         is_hidden = (

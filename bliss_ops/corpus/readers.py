@@ -191,6 +191,8 @@ def _read_parquet(address: Address, max_document_bytes: int, bounds: Bounds) -> 
 def _parse_row(number: int, raw: bytes | None, url: bytes | None, timestamp: bytes | None, max_document_bytes: int) -> Document | Reject:
     if raw is None:
         return Reject(number, "text is null", "")
+    if len(raw) > max_document_bytes:  # before it is copied once more
+        return Reject(number, "larger than max_document_megabytes", _head(raw))
     try:
         text = raw.decode()
     except UnicodeDecodeError:

@@ -45,7 +45,9 @@ def with_architectures(recipe: RecipeT) -> RecipeT:
     models = {}
     for section in SECTIONS:
         model = getattr(recipe, section)
-        if model.architecture is None and model.shape.endswith(".json"):
+        if model.architecture is not None:  # kept before, or written by hand
+            checked(model.architecture, f"{section}.architecture")
+        elif model.shape.endswith(".json"):
             architecture = read(model.shape, setting=f"{section}.shape")
             models[section] = model.model_copy(update={"shape": name_of(architecture), "architecture": architecture})
     return recipe.model_copy(update=models)
@@ -74,11 +76,14 @@ def read(path: str, *, setting: str = "shape") -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it does not describe a causal language model of the installed transformers library.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from upath import UPath
 
     try:
-        with UPath(check_allowed(check_stored(path))).open("rb") as file:
+        check_allowed(check_stored(path))
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
+    try:
+        with UPath(path).open("rb") as file:
             content = file.read(_FILE_BYTES + 1)
     except FileNotFoundError:
         raise ValueError(f"{setting}: there is no file {path}: give the path of a config.json of the transformers library") from None
@@ -88,26 +93,37 @@ def read(path: str, *, setting: str = "shape") -> dict[str, Any]:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:  # a ValueError is also what a number of 5,000 digits raises
         raise ValueError(f"{setting}: {path} is not JSON: {error}") from error
+    return checked(values, f"{setting}: {path}")
+
+
+def checked(values: Any, where: str) -> dict[str, Any]:
+    """What of a model's config bears on the mathematics, without dropout.
+
+    Raises:
+        ValueError: it does not describe a causal language model of the installed transformers library.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     kind = str(values.get("model_type") or "") if isinstance(values, dict) else ""
     if not kind:
-        raise ValueError(f'{setting}: {path} has no "model_type": it is not the config.json of a transformers model')
+        raise ValueError(f'{where} has no "model_type": it is not the config.json of a transformers model')
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
-            f"{setting}: {path} describes a model of type {kind!r}, which is not a causal language model of the installed transformers "
+            f"{where} describes a model of type {kind!r}, which is not a causal language model of the installed transformers "
             "library: use one that is (gpt2, gpt_neox, llama, mistral, qwen2, ...); code that comes with a model is never run"
         )
     values = {key: value for key, value in values.items() if not key.startswith("_") and key not in _LEFT_OUT}
-    config = _config(values, f"{setting}: {path}")
+    config = _config(values, where)
     if config.is_encoder_decoder:
-        raise ValueError(f"{setting}: {path} describes an encoder with a decoder, which is not supported: use a decoder alone")
+        raise ValueError(f"{where} describes an encoder with a decoder, which is not supported: use a decoder alone")
     needed = ("vocab_size", "hidden_size", "num_hidden_layers")
     if missing := [name for name in needed if not isinstance(getattr(config, name, None), int)]:
-        raise ValueError(f"{setting}: {path} has no {', '.join(missing)}: a model made of several is not supported, only its text part")
+        raise ValueError(f"{where} has no {', '.join(missing)}: a model made of several is not supported, only its text part")
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, int | float) and value > 0 and not name.startswith(("classifier", "summary")):
-            log.warning("%s: %s of %s is set from %g to 0: models are trained without dropout here", setting, name, path, value)
+            log.warning("%s: %s is set from %g to 0: models are trained without dropout here", where, name, value)
             values[name] = 0.0
-    return values | {"vocab_size": config.vocab_size}
+    return {**values, "vocab_size": config.vocab_size}
 
 
 def name_of(architecture: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from bliss_ops.config import Recipe, check_name, parse
 RECIPES = Path(__file__).parent
 VARIANTS = RECIPES / "variants"
 
+_MOST_BYTES = 1 << 20  # of a recipe
 METHOD_SECTIONS = ("proxy", "bilevel", "classifier", "dsir", "less", "mates")  # of a recipe: the others are shared by all methods compared
 
 
@@ -51,15 +52,20 @@ def _variant_settings(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"recipe {path} has more than {_MOST_BYTES >> 20} MB, far more than a recipe: check the path")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # a ValueError is also what a number of 5,000 digits raises
         raise ValueError(f"recipe {path} is not valid TOML: {error}") from error
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
-        inner = values.setdefault(section, {})
-        values = inner if isinstance(inner, dict) else {}  # a value where a section should be is reported by the validation
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{key}: there is no such setting: {section} is a value, not a section")  # noqa: TRY004 - a setting is wrong
     values[last] = value
