@@ -61,6 +61,7 @@ with DAG(dag_id="round_of_groups", schedule=None, params={"num_groups": Param(1,
     after = [stage(name) for name in ("fidelity", "load", "select", "materialize", "pretrain", "evaluate", "report")]
     chain(groups, stage("warm-up"), stage("fit"), score, *after)
 """
+COPIED_RUN = "(select id from dag_run where dag_run.dag_id = xcom.dag_id and dag_run.run_id = xcom.run_id || :suffix)"
 LOOP = re.compile(r"Ran scheduling loop in ([\d.]+) ms")
 START_SECONDS, RUN_SECONDS = 120.0, 900.0
 LOOPS_LOGGED = {"LOGGING__NAMESPACE_LEVELS": "airflow.jobs.scheduler_job_runner=DEBUG"}
@@ -71,8 +72,13 @@ class Stack:
     """A running Airflow and what is known of its parts."""
 
     layout: services.Layout
-    database: str  # address, for SQLAlchemy
+    environment: dict[str, str]
     parts: list[Service] = field(default_factory=list)
+
+    @property
+    def database(self) -> str:
+        """Its address, for SQLAlchemy."""
+        return self.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
 
     @property
     def api(self) -> AirflowApi:
@@ -95,6 +101,9 @@ def main() -> int:
     parser.add_argument("--job-seconds", type=float, default=0.5)
     parser.add_argument("--postgres", type=Path, help="directory of initdb and pg_ctl: metadata in a private Postgres instead of SQLite")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION__NAME=VALUE", help="a setting of Airflow, for all runs")
+    parser.add_argument(
+        "--history", type=int, default=0, metavar="N", help="afterwards: until N finished task instances are there, and again"
+    )
     parser.add_argument("--profile", type=Path, help="record the scheduler for a minute of a run with many groups, by py-spy")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"database": "postgres" if arguments.postgres else "sqlite", "settings": arguments.set}
@@ -108,6 +117,8 @@ def main() -> int:
             f"groups_{groups}": {key: round(statistics.median(run[key] for run in done), 3) for key in done[0]}
             for groups, done in runs.items()
         }
+        if arguments.history:
+            result["history"] = with_history(stack, arguments)
         result["megabytes"] = {part.name: pss(stack.processes(part)) for part in stack.parts}
     print(json.dumps(result))
     return 0
@@ -132,7 +143,7 @@ def airflow(scratch: Path, arguments: argparse.Namespace) -> Iterator[Stack]:
         begun = time.monotonic()
         subprocess.run(services.migrate_command(), env=environment, check=True, capture_output=True)
         print(f"metadata made in {time.monotonic() - begun:.1f} s", flush=True)
-        stack = Stack(layout, environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"])
+        stack = Stack(layout, environment)
         opened.callback(lambda: processes.end(stack.parts, layout.marker))
         for name, command in services.airflow_commands(layout).items():
             stack.parts.append(processes.start(name, command, env=environment, log_file=layout.logs / f"{name}.log", cwd=state_dir))
@@ -204,6 +215,61 @@ def measure(stack: Stack, groups: int, label: str, arguments: argparse.Namespace
     }
     print(f"{label:<20}" + "  ".join(f"{key} {value:.3g}" for key, value in figures.items()), flush=True)
     return figures
+
+
+def with_history(stack: Stack, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the metadata weighs with thousands of finished task instances, what a run costs beside them, and what it takes to remove them.
+
+    The history is made of copies of the runs that were measured, with their log and XCom rows.
+    """
+    from sqlalchemy import create_engine, inspect, text
+
+    engine = create_engine(stack.database)
+    own = "run_id like 'of-%' and run_id not like '%-copy-%'"
+    new_id = "gen_random_uuid()" if arguments.postgres else "lower(hex(randomblob(16)))"
+    tables = {"dag_run": {"id": ""}, "task_instance": {"id": new_id}, "log": {"id": ""}, "xcom": {"dag_run_id": COPIED_RUN}}
+    with engine.connect() as connection:
+        bytes_before, count = size_of(connection, arguments), connection.execute(text("select count(*) from task_instance")).scalar_one()
+        num_copies = -(-(arguments.history - count) // count)
+        for copy in range(num_copies):
+            for table, special in tables.items():
+                names = [column["name"] for column in inspect(engine).get_columns(table) if special.get(column["name"]) != ""]
+                values = {name: special.get(name, name) for name in names} | {"run_id": "run_id || :suffix"}
+                statement = f"insert into {table} ({', '.join(map(quoted, names))}) select " + ", ".join(
+                    value if value != name else quoted(name) for name, value in values.items()
+                )
+                connection.execute(text(f"{statement} from {table} where {own}"), {"suffix": f"-copy-{copy}"})
+            connection.commit()
+        rows = {table: connection.execute(text(f"select count(*) from {table}")).scalar_one() for table in tables}  # noqa: S608
+        num_bytes = size_of(connection, arguments)
+    figures: dict[str, Any] = {"rows": rows, "megabytes": num_bytes / 1e6}
+    figures["kilobytes_per_task_instance"] = (num_bytes - bytes_before) / (rows["task_instance"] - count) / 1e3
+    figures["run"] = measure(stack, arguments.groups[0], f"beside {rows['task_instance']}", arguments)
+    begun = time.monotonic()
+    clean = [str(Path(sys.executable).with_name("airflow")), "db", "clean", "--skip-archive", "-y", "--clean-before-timestamp"]
+    tables_to_clean = ["--tables", "dag_run,task_instance,log,xcom"]
+    subprocess.run([*clean, datetime.now(UTC).isoformat(), *tables_to_clean], env=stack.environment, check=True, capture_output=True)
+    figures["clean_seconds"] = time.monotonic() - begun
+    with engine.connect() as connection:
+        figures["task_instances_left"] = connection.execute(text("select count(*) from task_instance")).scalar_one()
+        figures["megabytes_cleaned"] = size_of(connection, arguments) / 1e6
+    engine.dispose()
+    print(json.dumps(figures), flush=True)
+    return figures
+
+
+def quoted(name: str) -> str:
+    return f'"{name}"'
+
+
+def size_of(connection: Any, arguments: argparse.Namespace) -> int:
+    """Bytes of the metadata."""
+    from sqlalchemy import text
+
+    if arguments.postgres:
+        return int(connection.execute(text("select pg_database_size('airflow')")).scalar_one())
+    pages, page_bytes = (int(connection.execute(text(f"pragma {name}")).scalar_one()) for name in ("page_count", "page_size"))
+    return pages * page_bytes
 
 
 class Watched:

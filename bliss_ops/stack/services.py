@@ -169,6 +169,8 @@ def airflow_environment(layout: Layout) -> dict[str, str]:
         # A task waits for an API server that is being restarted, a minute; by default it gives up after some ten seconds, a try each time.
         "WORKERS__EXECUTION_API_RETRIES": 20,
         "WORKERS__EXECUTION_API_RETRY_WAIT_MAX": 5,
+        # A task's process ends a moment after its sockets close; who watches it sleeps that long before the next look, holding the slot.
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": 1,
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 90,  # a killed process's task is tried again after that, not five minutes
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 15,  # and a killed scheduler's tasks as soon as it counts as dead, after 30 s
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
