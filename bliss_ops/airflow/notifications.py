@@ -23,6 +23,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
 from bliss_ops.airflow import webhook
+from bliss_ops.airflow.webhook import Webhook
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -35,6 +36,7 @@ EVENTS = "BLISS_WEBHOOK_EVENTS"  # names of the events above, with commas
 DEFAULT_EVENTS = (TASK_FAILED, RUN_FAILED, SCHEDULE_MISSED, ORPHANS_STOPPED)
 
 FOLDER = "notifications"  # below Airflow's log folder
+TOLD = "told"
 MAX_LINES, MAX_CHARACTERS = 15, 2000
 KILLED = "The task's process ended without an error of its own: it was killed, ran out of memory, or its machine was lost."
 REASONS = {
@@ -57,48 +59,54 @@ def callbacks() -> dict[str, Any]:
 
 def task_failed(context: "Context") -> None:
     """`on_failure_callback` of a task: no retry is left."""
+    if (target := _target(TASK_FAILED)) is None:
+        return
     message = _about_task(context, TASK_FAILED)
     if isinstance(context.get("exception"), FailedElsewhereError):
-        _claim(message, "told elsewhere")
-        return
-    _tell_once(message)
+        _write_down(_claim(message), message, TOLD)
+    else:
+        _tell_once(target, message)
 
 
 def task_retried(context: "Context") -> None:
     """`on_retry_callback` of a task: it failed and is tried again. Told only where BLISS_WEBHOOK_EVENTS names it."""
-    if TASK_RETRIED in _events():
-        _tell_once(_about_task(context, TASK_RETRIED))
+    if (target := _target(TASK_RETRIED)) is not None:
+        _tell_once(target, _about_task(context, TASK_RETRIED))
 
 
 def run_failed(context: "Context") -> None:
     """`on_failure_callback` of a DAG: tells of a DAG run that failed with no task told of, the process that should have included."""
+    if (target := _target(RUN_FAILED)) is None:
+        return
     message = _about_run(context)
-    told = list(_folder().glob(f"{_digest(message['dag_id'], message['run_id'])}.*.json"))
-    if not (context.get("reason") == "task_failure" and told):
-        _tell_once(message)
+    claims = _folder().glob(f"{_digest(message['dag_id'], message['run_id'])}.*.json")
+    if not (context.get("reason") == "task_failure" and any(_is_told(path) for path in claims)):
+        _tell_once(target, message)
 
 
 def schedule_missed(dag_id: str, due: datetime, late_seconds: float) -> bool:
     """Tell that a scheduled DAG run is not there; returns whether it was told now."""
+    if (target := _target(SCHEDULE_MISSED)) is None:
+        return False
     text = (
         f":hourglass: *Missed*: `{dag_id}` was due at {due:%Y-%m-%d %H:%M} UTC and has not begun {late_seconds / 60:.0f} minutes later. "
         "Is the DAG paused, does it still parse, does a former DAG run of it hang?"
     )
     values = {"dag_id": dag_id, "due": due.isoformat(), "late_seconds": round(late_seconds)}
-    return _tell_once(_message(SCHEDULE_MISSED, text, f"{SCHEDULE_MISSED}/{dag_id}/{due.isoformat()}", values))
+    return _tell_once(target, _message(SCHEDULE_MISSED, text, f"{SCHEDULE_MISSED}/{dag_id}/{due.isoformat()}", values))
 
 
 def orphans_stopped(jobs: Iterable[str]) -> bool:
     """Tell of Ray jobs that were stopped because no task waits for them; returns whether it was told now."""
     names = sorted(jobs)
-    if not names:
+    if not names or (target := _target(ORPHANS_STOPPED)) is None:
         return False
     listing = "\n".join(names[:MAX_LINES])
     text = (
         f":broom: *Stopped {len(names)} Ray job{'s' if len(names) > 1 else ''}* that no task was waiting for:\n```{_escaped(listing)}```\n"
         "Something ended their tasks without stopping them: a lost machine, or a DAG run that was deleted."
     )
-    return _tell_once(_message(ORPHANS_STOPPED, text, f"{ORPHANS_STOPPED}/{_digest(*names)}", {"ray_job_ids": names}))
+    return _tell_once(target, _message(ORPHANS_STOPPED, text, f"{ORPHANS_STOPPED}/{_digest(*names)}", {"ray_job_ids": names}))
 
 
 def _about_task(context: "Context", event: str) -> Message:
@@ -218,33 +226,47 @@ def _message(event: str, text: str, dedup_key: str, values: Message) -> Message:
     }
 
 
-def _tell_once(message: Message) -> bool:
+def _target(event: str) -> Webhook | None:
+    """Where to tell of such an event; None where nobody wants to know."""
+    return webhook.configured() if event in _events() else None
+
+
+def _tell_once(target: Webhook, message: Message) -> bool:
     """Deliver a message that nobody has delivered yet; one that was not accepted is free for the next who has the same to tell."""
-    if message["event"] not in _events() or (target := webhook.configured()) is None:
-        return False
-    path = _claim(message, "being told")
+    path = _claim(message)
     if path is None:
         log.info("%s was told already", message["dedup_key"])
         return False
     if not webhook.deliver(target, message):
         path.unlink(missing_ok=True)
         return False
+    _write_down(path, message, TOLD)
     log.info("told %s: %s", target.shown, message["dedup_key"])
     return True
 
 
-def _claim(message: Message, state: str) -> Path | None:
-    """The file that says this is told; None where another process has it. Creating it is one step, so of many at once one succeeds."""
+def _claim(message: Message) -> Path | None:
+    """The file that says who tells this; None where another process does. Creating it is one step, so of many at once one succeeds."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     owner = _digest(message.get("dag_id", ""), message.get("run_id", ""))
     path = folder / f"{owner}.{_digest(message['dedup_key'])}.json"
     try:
-        with path.open("x") as file:
-            json.dump({"dedup_key": message["dedup_key"], "state": state, "at": message["at"]}, file)
+        path.open("x").close()
     except FileExistsError:
         return None
+    _write_down(path, message, "being told")
     return path
+
+
+def _write_down(path: Path | None, message: Message, state: str) -> None:
+    if path is not None:
+        path.write_text(json.dumps({"dedup_key": message["dedup_key"], "state": state, "at": message["at"]}))
+
+
+def _is_told(path: Path) -> bool:
+    """Not only begun: the process may have died before it could deliver."""
+    return f'"{TOLD}"' in path.read_text()
 
 
 def _folder() -> Path:

@@ -132,6 +132,23 @@ def test_a_failed_dag_run_is_told_of_where_no_task_was(receiver: Receiver) -> No
     assert [message["event"] for message in receiver.messages] == ["task_failed", "run_failed"]
 
 
+def test_a_failure_whose_telling_was_cut_off_is_told_of_at_the_end_of_the_dag_run(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> bool:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(webhook, "deliver", killed)
+        with pytest.raises(Killed):
+            notifications.task_failed(context(error=RuntimeError("x")))
+    notifications.run_failed(context(reason="task_failure"))
+    assert [message["event"] for message in receiver.messages] == ["run_failed"]
+
+
 def test_a_dag_run_that_timed_out_is_told_of_also_after_a_task_was(receiver: Receiver) -> None:
     notifications.task_failed(context(error=RuntimeError("told")))
     notifications.run_failed(context(reason="timed_out"))
