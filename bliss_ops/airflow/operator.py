@@ -126,8 +126,10 @@ def run_here(command: Sequence[str]) -> str:
     Raises:
         StageFailed: it ended with an error; the message is the command's own.
     """
+    from bliss_ops.object_store import forwarded_environment
+
     log.info("running %s", " ".join(command))
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | forwarded_environment())
     if result.returncode != 0:
         raise StageFailed(f"`{' '.join(command)}` failed:\n{result.stderr.strip()}")
     for line in result.stderr.splitlines():

@@ -216,7 +216,18 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
         return head + tail.content[max(0, first - at) : max(0, end - at)]
 
     async def _get_file(self, path: str, target: str, **_: Any) -> None:
-        """Download one version of an object; the file is written part by part."""
+        """Download one version of an object, part by part; of one that is replaced meanwhile, the new version."""
+        for is_last in (False, False, True):
+            try:
+                await self._download(path, target)
+            except ReplacedMeanwhileError:
+                if is_last:
+                    raise
+                log.info("s3://%s was replaced while it was downloaded: beginning again", path)
+            else:
+                return
+
+    async def _download(self, path: str, target: str) -> None:
         tail = await self._tail(path)
         at = tail.num_bytes - len(tail.content)
         with Path(target).open("wb") as file:

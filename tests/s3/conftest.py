@@ -17,10 +17,10 @@ def proxied(s3: Any) -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def proxy(proxied: FaultyProxy, s3: Any, monkeypatch: pytest.MonkeyPatch) -> FaultyProxy:
-    """Everything this process does on `s3://` goes through it; requests are tried for 3 s."""
+    """Everything this process does on `s3://` goes through it; requests are tried for 3 s, and wait long on a busy machine."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxied.endpoint)
     monkeypatch.setenv(object_store.RETRY_SECONDS, "3")
-    monkeypatch.setenv(object_store.TIMEOUT_SECONDS, "1")
+    monkeypatch.setenv(object_store.TIMEOUT_SECONDS, "20")
     s3.invalidate_cache()
     if not s3.exists("lake"):
         s3.mkdir("lake")

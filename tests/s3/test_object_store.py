@@ -19,6 +19,13 @@ from tests.s3.faulty_proxy import FaultyProxy
 LAKE = "s3://lake/here"
 
 
+@pytest.fixture
+def _patient(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that does not come is given up after a second; requests are tried for long."""
+    monkeypatch.setenv(object_store.TIMEOUT_SECONDS, "1")
+    monkeypatch.setenv(object_store.RETRY_SECONDS, "60")
+
+
 def no_uploads(s3: Any) -> bool:
     return not s3.s3.meta.region_name or not s3.list_multipart_uploads("lake")
 
@@ -71,6 +78,22 @@ def test_a_large_file_is_read_in_parts_of_one_version(proxy: FaultyProxy, monkey
             stream.read(10)
 
 
+def test_a_download_during_which_the_object_is_replaced(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As the snapshot of the score store is."""
+    path, fs = UPath(LAKE) / "snapshot", UPath(LAKE).fs
+    write_bytes(path, b"old" * 200_000)
+    ranges = file_system.ObjectStore._ranges
+
+    async def replace_first(self: Any, *arguments: Any) -> bytes:
+        if proxy.counts()["PUT"] == 1:
+            await self._call_s3("put_object", Bucket="lake", Key="here/snapshot", Body=b"new" * 300_000)
+        return await ranges(self, *arguments)
+
+    monkeypatch.setattr(file_system.ObjectStore, "_ranges", replace_first)
+    fs.get_file(path.path, str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == b"new" * 300_000
+
+
 def test_listings_are_never_stale(proxy: FaultyProxy, s3: Any) -> None:
     root = UPath(LAKE) / "listed"
     assert not (root / "a").exists()
@@ -95,6 +118,7 @@ def test_paths_and_pickles_hold_no_secret(proxy: FaultyProxy, monkeypatch: pytes
 # ---- trying again ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_patient")
 @pytest.mark.parametrize("fault", ["fail", "reset", "hang", "cut_upload"])
 def test_a_write_gets_through(proxy: FaultyProxy, fault: str, caplog: pytest.LogCaptureFixture) -> None:
     path = UPath(LAKE) / f"write-{fault}"
@@ -104,11 +128,12 @@ def test_a_write_gets_through(proxy: FaultyProxy, fault: str, caplog: pytest.Log
     proxy.clear()
     assert path.read_bytes() == b"content" * 10_000
     num_told = caplog.text.count("put_object s3://lake/here/write-")
-    assert num_told == 2 or (fault in ("reset", "cut_upload") and num_told == 1), (
+    assert num_told >= 2 or (fault in ("reset", "cut_upload") and num_told == 1), (
         "each is told; aiohttp replaces a connection that was kept"
     )
 
 
+@pytest.mark.usefixtures("_patient")
 @pytest.mark.parametrize("fault", ["fail", "hang", "cut_download"])
 def test_a_read_gets_through(proxy: FaultyProxy, fault: str) -> None:
     path = UPath(LAKE) / f"read-{fault}"
@@ -131,9 +156,9 @@ def test_an_outage_is_waited_for(proxy: FaultyProxy, monkeypatch: pytest.MonkeyP
 def test_an_outage_that_lasts_is_told(proxy: FaultyProxy, status: int) -> None:
     begun = time.monotonic()
     proxy.fail(status)
-    with pytest.raises(errors.UnavailableError, match=rf"s3://lake/here/down: .* tries in \d s \(at last: it answered {status} .*resumes"):
+    with pytest.raises(errors.UnavailableError, match=rf"s3://lake/here/down: .* tries in \d+ s \(at last: it answered {status} .*resumes"):
         write_bytes(UPath(LAKE) / "down", b"x")
-    assert 1 < time.monotonic() - begun < 4
+    assert 1 < time.monotonic() - begun < 30
     proxy.clear()
     assert not (UPath(LAKE) / "down").is_file()
 
