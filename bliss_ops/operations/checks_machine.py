@@ -56,7 +56,9 @@ def versions(constraints: Path | None) -> Iterator[Finding]:
                 f"{requirement.name} {has}, but {requirement.specifier} is needed",
                 "make install, or pip install -c constraints.txt -e .",
             )
-        elif requirement.name in SHOWN and pins.get(requirement.name, has) != has:
+        elif (
+            requirement.name in SHOWN and requirement.name in pins and pins[requirement.name] != has.partition("+")[0]
+        ):  # 2.13.0+cpu is 2.13.0
             pin = pins[requirement.name]
             yield warning(
                 name, f"{requirement.name} {has}, tested with {pin}", f"pip install -c constraints.txt '{requirement.name}=={pin}'"

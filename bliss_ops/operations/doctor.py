@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import bliss_ops
@@ -26,6 +27,9 @@ class Places:
 
 def checks(places: Places) -> dict[str, Check]:
     """Every check by its name, in the order they are shown."""
+    # Here and not in the checks: packages whose modules import each other cannot be imported by several threads at the same time.
+    for module in ("bliss_ops.stack.state", "bliss_ops.store", "bliss_ops.sql", "bliss_ops.planning"):
+        import_module(module)
     state_dir = places.state_dir.absolute()
     return {
         "versions": partial(checks_machine.versions, CONSTRAINTS),

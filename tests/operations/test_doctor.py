@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -245,8 +246,6 @@ def test_an_object_store_without_its_bucket(s3: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_it_ends_although_a_check_does_not(tmp_path: Path) -> None:
-    import subprocess
-
     code = (
         "import time, sys\nfrom bliss_ops.operations import checks_machine\n"
         "def hangs():\n    time.sleep(100)\n    yield\n"
@@ -257,3 +256,11 @@ def test_it_ends_although_a_check_does_not(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90, check=False)
     assert (result.returncode, time.monotonic() - begun < 60) == (1, True)
     assert "no answer" in result.stdout
+
+
+def test_a_fresh_process_imports_nothing_twice_at_the_same_time(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bliss_ops.cli", "doctor", "--json", "--state", str(tmp_path), "--lake", str(tmp_path / "lake")]
+    result = subprocess.run(
+        [*command, "--only", "ports", "--only", "ray", "--only", "airflow"], capture_output=True, text=True, check=False
+    )
+    assert {finding["level"] for finding in json.loads(result.stdout)["findings"]} <= {"ok", "warning"}
