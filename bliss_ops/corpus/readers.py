@@ -184,7 +184,9 @@ def _read_parquet(address: Address, max_document_bytes: int, bounds: Bounds) -> 
                     for text, url, timestamp in zip(texts, urls, timestamps, strict=True):
                         number += 1
                         yield _parse_row(number, text, url, timestamp, max_document_bytes)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk or the network; Arrow's own have none
+                raise
             raise ValueError(f"{address.uri} is not a complete Parquet file ({error}): fetch it again") from error
 
 
