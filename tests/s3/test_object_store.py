@@ -376,3 +376,23 @@ def test_a_connection_counts_more_than_variables(monkeypatch: pytest.MonkeyPatch
             "BLISS_S3_ADDRESSING_STYLE": "path",
         }.items()
     )
+
+
+def test_duckdb_asks_once_for_each_file(proxy: FaultyProxy) -> None:
+    import duckdb
+    import pyarrow as pa
+
+    from bliss_ops.lake import Lake, write_parquet
+    from bliss_ops.report.facts import reach
+
+    lake = Lake.open(LAKE)
+    files = [lake.root / "queried" / f"{number}.parquet" for number in range(3)]
+    for file in files:
+        write_parquet(file, pa.table({"a": list(range(1000))}))
+    with duckdb.connect(":memory:") as con:
+        reach(con, lake)
+        proxy.forget()
+        for _ in range(3):
+            query = "select count(*), sum(a) from read_parquet($files)"
+            assert con.execute(query, {"files": [str(file) for file in files]}).fetchall() == [(3000, 3 * 499500)]
+    assert proxy.counts() == {"HEAD": 3, "GET": 3}
