@@ -133,10 +133,18 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         self.execute_resumable(context)
         return self._done(context)
 
-    def execute_complete(self, context: "Context", event: dict[str, Any], **state: Any) -> Any:
+    def execute_complete(
+        self,
+        context: "Context",
+        event: dict[str, Any],
+        *,
+        num_resubmitted: int = 0,  # `airflow dags test` hands on the event alone
+        deadline: float | None = None,
+        submitted_id: str | None = None,
+    ) -> Any:
         """Goes on where the trigger ended."""
         self._connect()
-        self._num_resubmitted, self._deadline, self._submitted_id = state["num_resubmitted"], state["deadline"], state["submitted_id"]
+        self._num_resubmitted, self._deadline, self._submitted_id = num_resubmitted, deadline, submitted_id
         self._conclude(Outcome(**event), context)
         return self._done(context)
 
