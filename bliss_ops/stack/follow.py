@@ -1,6 +1,6 @@
 """Watch DAG runs until they end: a live table on a terminal, one line per change elsewhere.
 
-Rounds follow each other: when the last task of a DAG run has triggered the next round, that DAG run is followed too. The first failing
+Rounds follow each other: when there is a DAG run of the next round, that one is followed too. The first failing
 task of each DAG run is shown with the end of its log.
 """
 
@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 from urllib.error import URLError
 
-from bliss_ops.stack.airflow_api import FINISHED, AirflowApi, TaskInstance
+from bliss_ops.stack.airflow_api import FINISHED, NOT_FOUND, AirflowApi, AirflowError, TaskInstance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ def follow(api: AirflowApi, dag_runs: Sequence[tuple[str, str]], *, output: Text
             try:
                 for run in [run for run in runs if run.state not in FINISHED]:
                     _refresh(api, run, with_logs=output.isatty())
-                    if (following := _next_round(run)) is not None:
+                    if (following := _next_round(api, run)) is not None:
                         runs.append(following)
                 last_answer = time.monotonic()
             except (URLError, TimeoutError, ConnectionError) as error:
@@ -85,13 +85,21 @@ def _order(task: TaskInstance) -> tuple[str, str]:
     return (task.started_at or "9", task.label)
 
 
-def _next_round(run: DagRun) -> DagRun | None:
-    """The DAG run that this one has triggered, once it has ended."""
+def _next_round(api: AirflowApi, run: DagRun) -> DagRun | None:
+    """The DAG run that this one has triggered, once it has ended; its last task is skipped when it has asked for that run twice."""
     match = re.fullmatch(r"(.+-round-)(\d+)(.*)", run.run_id)
-    triggered = any(task.task_id == "next_round" and task.state == "success" for task in run.tasks)
-    if not (match and triggered and run.state in FINISHED):
+    last = next((task.state for task in run.tasks if task.task_id == "next_round"), "none")
+    if not (match and last in ("success", "skipped") and run.state in FINISHED):
         return None
-    return DagRun(run.dag_id, f"{match[1]}{int(match[2]) + 1:02d}{match[3]}")
+    following = DagRun(run.dag_id, f"{match[1]}{int(match[2]) + 1:02d}{match[3]}")
+    if last == "skipped":  # after the last round, too
+        try:
+            api.dag_run_state(following.dag_id, following.run_id)
+        except AirflowError as error:
+            if error.status != NOT_FOUND:
+                raise
+            return None
+    return following
 
 
 def _changes(runs: Sequence[DagRun], seen: dict[tuple[str, str], str], elapsed: float) -> list[str]:

@@ -143,6 +143,14 @@ class TestRounds:
         assert later_run_ids("a-s0", 3, RUN_ID) == ["a-s0-round-02.compare-smoke-2", "a-s0-round-03.compare-smoke-2"]
         assert later_run_ids("a-s0", 1, RUN_ID) == []
 
+    def test_a_next_round_that_is_there_already_is_waited_for(self, lake: Lake) -> None:
+        """Airflow's client asks again where an answer is late; the second request finds what the first has made, and skips the task."""
+        sensor = comparing.LaterRoundsSensor(task_id="later_rounds", subject="a-s0", title="a s0", num_rounds="3")
+        assert sensor.trigger_rule == "none_failed"
+        sensor.num_rounds = "1"
+        with pytest.raises(AirflowSkipException):
+            sensor.poke(context(TaskInstance()))
+
     @pytest.mark.parametrize(("counts", "done"), [({}, False), ({"success": 1}, False), ({"success": 2}, True)])
     def test_they_are_waited_for(self, counts: dict[str, int], done: bool) -> None:
         sensor = comparing.LaterRoundsSensor(task_id="later_rounds", subject="a-s0", title="a s0", num_rounds="3")

@@ -47,6 +47,8 @@ class Airflow(BaseHTTPRequestHandler):
             return self.answer(401, {"detail": "expired"})
         *_, run_id = self.path.split("/dagRuns/")[0:2]
         run_id, _, rest = run_id.partition("/")
+        if run_id not in self.runs:
+            return self.answer(404, {"detail": "not found"})
         script = self.runs[run_id]
         state, tasks = script[min(self.asked.get(run_id, 0), len(script) - 1)]
         if rest.startswith("taskInstances?"):
@@ -107,6 +109,15 @@ def test_rounds_are_followed_to_the_end_with_one_line_per_change(api: AirflowApi
     assert lines.count("demo-round-01  fit: running") == 1
     assert "demo-round-01  fit: success (3 s)" in lines
     assert lines[-1] == "demo-round-02: success"
+
+
+def test_a_round_that_was_asked_for_twice_is_followed(api: AirflowApi) -> None:
+    """The second request finds the DAG run of the first, and Airflow calls the task skipped."""
+    Airflow.runs = {
+        "demo-round-01": [("success", [task("next_round", "skipped")])],
+        "demo-round-02": [("running", [task("fit", "running")]), ("failed", [task("fit", "failed")])],
+    }
+    assert not follow(api, [("bliss_round", "demo-round-01")], output=io.StringIO())
 
 
 def test_a_failure_shows_the_end_of_the_failing_tasks_log(api: AirflowApi) -> None:
