@@ -4,9 +4,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 EXTRAS ?= train,evaluate,ray,airflow,postgres,explore,dev
 RECIPE ?= demo
+MINUTES ?= 60
+SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install run ui test test-slow lint format bench clean
+.PHONY: help install run ui test test-slow soak faults lint format audit scan bench clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +33,12 @@ test: install  ## Tests, without the slow ones (minutes)
 test-slow: install  ## The slow tests: the whole pipeline through Airflow, kills, real corpora
 	@$(BIN)/python -m pytest -m slow
 
+soak: install  ## An hour of work, reading and kills on the local stack, and a verdict (MINUTES=60 SEED=0)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
+
+faults: install  ## The fault matrix: everything of a cluster broken during every stage (hours; finished rows are kept)
+	@$(BIN)/python -m tests.faults
+
 lint: install  ## Formatting, lint, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -40,6 +48,12 @@ lint: install  ## Formatting, lint, types, import rules
 format: install  ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+audit: install  ## Known vulnerabilities of what is pinned (asks the network)
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+scan: install  ## Secrets in what is committed
+	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --baseline .secrets.baseline
 
 bench: install  ## Benchmarks; each ends with one line of JSON
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
