@@ -359,7 +359,7 @@ def test_a_connection_counts_more_than_variables(monkeypatch: pytest.MonkeyPatch
     from bliss_ops.airflow import store_connection
 
     connection = {"region_name": "eu-west-3", "endpoint_url": "http://s3:9000", "config_kwargs": {"s3": {"addressing_style": "path"}}}
-    monkeypatch.setattr(object_store, "_resolver", lambda name: store_connection._variables("of-" + name, "secret", connection))
+    monkeypatch.setattr(object_store, "_resolver", lambda name: store_connection._variables("of-" + name, "its-key", connection))
     monkeypatch.setenv("BLISS_LAKE", LAKE)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "other")
@@ -370,7 +370,7 @@ def test_a_connection_counts_more_than_variables(monkeypatch: pytest.MonkeyPatch
         forwarded.items()
         >= {
             "AWS_ACCESS_KEY_ID": "of-store",
-            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_SECRET_ACCESS_KEY": "its-key",
             "AWS_DEFAULT_REGION": "eu-west-3",
             "AWS_ENDPOINT_URL": "http://s3:9000",
             "BLISS_S3_ADDRESSING_STYLE": "path",

@@ -22,7 +22,11 @@ from bliss_ops.object_store import errors, file_system
 from tests.s3.faulty_proxy import FaultyProxy
 from tests.stack import swift
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(swift.missing()), reason=swift.missing() or "Swift is there")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(bool(swift.missing()), reason=swift.missing() or "Swift is there"),
+]
 
 ROOT = "s3://lake/here"
 ALL = "select sequence_id, score, selected from all_scores order by run, round, sequence_id"
