@@ -37,6 +37,9 @@ from tests.stack.swift import S3Server, free_port
 
 NUM_WORKERS = 2
 BUCKET = "bliss"
+# Three nodes on one address need ports of their own. And where these are not chosen, Ray gives its agent 15 s to choose them, which is less
+# than it takes to start with thirty processes waiting for two cores.
+NODE_PORTS = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
 CONTAINER_USER = 50000
 ABSENT = {
     "bliss-ops-airflow": ("torch", "transformers", "safetensors", "tokenizers", "gigatoken", "ray", "lm_eval", "datasets"),
@@ -201,6 +204,10 @@ class Cluster:
         self.stop(name)
         self.start(name)
 
+    def add(self, name: str, *, like: str) -> None:
+        """Another container of a service that is up, under a name of its own."""
+        self._begin(name, self._running[like].service)
+
     def num_starts(self, name: str) -> int:
         """How often the container was started, the first time included."""
         return self._running[name].num_starts
@@ -335,7 +342,8 @@ class Cluster:
         command = [self._translated(word, service, name) for word in service.command]
         if service.name in ("ray-head", "ray-worker"):
             command = [sys.executable, "-c", RAY_LAUNCHER, *command[1:], "--node-ip-address=127.0.0.1"]
-            command.append(f"--dashboard-agent-listen-port={free_port()}")
+            command += [f"--{name}-port={free_port()}" for name in NODE_PORTS]
+            command.append(f"--temp-dir={_made(self._mounted('/tmp', service, name)) / 'ray'}")  # noqa: S108 - else the head's
         if service.name == "ray-head":
             command.append(f"--ray-client-server-port={free_port()}")
         return {name: self._contained(name, service, command)}

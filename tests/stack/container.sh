@@ -15,7 +15,6 @@ mount --bind /mnt/python "$python_home"
 # The user that the image has.
 { cat /etc/passwd; echo bliss:x:50000:50000::/tmp:/bin/sh; } > /mnt/passwd
 mount --bind /mnt/passwd /etc/passwd
-mount --bind / /
 mount -o remount,ro,bind /
 for directory in $writable; do
     mount --bind "$directory" "$directory"
