@@ -6,7 +6,7 @@ plain bytes per stored byte that text does not have, the most bytes a file may h
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -98,25 +98,24 @@ def _buffered(stream: Counted) -> BinaryIO:
     return cast("BinaryIO", io.BufferedReader(stream, BLOCK))
 
 
-def row_groups(file: pq.ParquetFile, columns: Sequence[str], uri: str, bounds: Bounds) -> Iterator[tuple[int, int]]:
-    """(row group, rows per batch) of a Parquet file, by what its footer says of the columns that are read.
+def row_groups(file: pq.ParquetFile, num_stored_bytes: int, uri: str, bounds: Bounds) -> Iterator[tuple[int, int]]:
+    """(row group, rows per batch) of a Parquet file, by what its footer says.
+
+    Only row groups are asked: for a column whose statistics are damaged, Arrow 26 ends the process with an exception of C++.
 
     Raises:
-        ValueError: a column unpacks to more than text does, or the file to more than a file may have.
+        ValueError: it unpacks to more than text does, or to more than a file may have.
     """
-    metadata, num_bytes = file.metadata, 0
-    for group in range(metadata.num_row_groups):
-        found = metadata.row_group(group)
-        chunks = [chunk for chunk in map(found.column, range(found.num_columns)) if chunk.path_in_schema.split(".")[0] in columns]
-        for chunk in chunks:
-            plain, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
-            if plain > max(FREE_BYTES, bounds.expansion * stored):
-                raise ValueError(
-                    f"{uri}: column {chunk.path_in_schema} of row group {group} unpacks to more than {bounds.expansion:g} times its size "
-                    f"({plain:,} bytes from {stored:,}): text does not; raise ingest.max_expansion if this file is meant to"
-                )
-            num_bytes += plain
+    num_bytes = 0
+    for group in range(file.metadata.num_row_groups):
+        plain = file.metadata.row_group(group).total_byte_size
+        num_bytes += plain
+        if num_bytes > max(FREE_BYTES, bounds.expansion * num_stored_bytes):
+            raise ValueError(
+                f"{uri} unpacks to more than {bounds.expansion:g} times its size ({num_bytes:,} bytes from {num_stored_bytes:,} up to row "
+                f"group {group}): text does not; raise ingest.max_expansion if this file is meant to"
+            )
         if num_bytes > bounds.file_bytes:
             raise ValueError(f"{uri} has more than {bounds.file_bytes / 1e9:g} GB: split it, or raise ingest.max_file_gigabytes")
-        repeated = max((chunk.total_uncompressed_size for chunk in chunks if chunk.has_dictionary_page), default=0)
-        yield group, max(1, min(ROWS, BATCH_BYTES // max(repeated, 1)))
+        # A dictionary may repeat its largest value for every row.
+        yield group, max(1, min(ROWS, BATCH_BYTES // max(plain, 1)))

@@ -15,6 +15,21 @@ from bliss_ops.lake import atomic_file
 
 
 @contextmanager
+def damage_is_a_value_error(uri: str) -> Iterator[None]:
+    """Around reading somebody else's file: for damaged bytes Arrow raises errors of half a dozen types.
+
+    Raises:
+        ValueError: the file is not Parquet, cut, or damaged.
+    """
+    try:
+        yield
+    except (pa.ArrowException, RuntimeError, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk or the network; Arrow's own have none
+            raise
+        raise ValueError(f"{uri} is not a complete Parquet file ({error}): fetch it again") from error
+
+
+@contextmanager
 def parquet_file(path: UPath, schema: pa.Schema, *, tokens: str | None = None) -> Iterator[pq.ParquetWriter]:
     """Yield a writer whose rows become `path` in one step at the end.
 

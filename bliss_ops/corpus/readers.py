@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import SEEK_END
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from upath import UPath
 
 from bliss_ops.corpus.addresses import Address, readable, resolve
 from bliss_ops.corpus.bounds import BLOCK, Bounds, plain_bytes, row_groups
+from bliss_ops.corpus.parquet import damage_is_a_value_error
 
 ENDINGS = (".json.gz", ".jsonl.gz", ".json.zst", ".jsonl.zst", ".json", ".jsonl", ".parquet")
 
@@ -165,29 +167,26 @@ def _head(line: bytes) -> str:
 
 
 def _read_parquet(address: Address, max_document_bytes: int, bounds: Bounds) -> Iterator[Document | Reject]:
-    with address.open() as stream:
-        try:
-            file = pq.ParquetFile(stream)
-            names = file.schema_arrow.names
-            if "text" not in names:
-                found = ", ".join(names) or "(none)"
-                raise ValueError(f"{address.uri} has no column named text, only {found}: rename the one that holds the text")
-            kind = file.schema_arrow.field("text").type
-            if not _is_text(kind):
-                raise ValueError(f"{address.uri}: column text holds {kind}, not strings")
-            wanted = [name for name in ("text", "url", "timestamp") if name in names]
-            number = 0
-            for group, num_rows in row_groups(file, wanted, address.uri, bounds):
-                for batch in file.iter_batches(batch_size=num_rows, row_groups=[group], columns=wanted, use_threads=False):
-                    texts = batch.column("text").cast(pa.large_binary()).to_pylist()  # bytes: one invalid row must not cost the batch
-                    urls, timestamps = (_strings(batch, name) for name in ("url", "timestamp"))
-                    for text, url, timestamp in zip(texts, urls, timestamps, strict=True):
-                        number += 1
-                        yield _parse_row(number, text, url, timestamp, max_document_bytes)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # of the disk or the network; Arrow's own have none
-                raise
-            raise ValueError(f"{address.uri} is not a complete Parquet file ({error}): fetch it again") from error
+    with address.open() as stream, damage_is_a_value_error(address.uri):
+        num_stored_bytes = stream.seek(0, SEEK_END)
+        stream.seek(0)
+        file = pq.ParquetFile(stream)
+        names = file.schema_arrow.names
+        if "text" not in names:
+            found = ", ".join(names) or "(none)"
+            raise ValueError(f"{address.uri} has no column named text, only {found}: rename the one that holds the text")
+        kind = file.schema_arrow.field("text").type
+        if not _is_text(kind):
+            raise ValueError(f"{address.uri}: column text holds {kind}, not strings")
+        wanted = [name for name in ("text", "url", "timestamp") if name in names]
+        number = 0
+        for group, num_rows in row_groups(file, num_stored_bytes, address.uri, bounds):
+            for batch in file.iter_batches(batch_size=num_rows, row_groups=[group], columns=wanted, use_threads=False):
+                texts = batch.column("text").cast(pa.large_binary()).to_pylist()  # bytes: one invalid row must not cost the batch
+                urls, timestamps = (_strings(batch, name) for name in ("url", "timestamp"))
+                for text, url, timestamp in zip(texts, urls, timestamps, strict=True):
+                    number += 1
+                    yield _parse_row(number, text, url, timestamp, max_document_bytes)
 
 
 def _parse_row(number: int, raw: bytes | None, url: bytes | None, timestamp: bytes | None, max_document_bytes: int) -> Document | Reject:

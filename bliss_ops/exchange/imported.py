@@ -22,6 +22,7 @@ from bliss_ops import scoring
 from bliss_ops.config import check_name
 from bliss_ops.corpus.addresses import Address, readable, resolve
 from bliss_ops.corpus.arrays import Int64s
+from bliss_ops.corpus.parquet import damage_is_a_value_error
 from bliss_ops.lake import Corpus, sha256_of, shard_file
 from bliss_ops.manifest import Artifact, Manifest, Metrics, read_manifest
 from bliss_ops.sharding import ROWS_PER_SHARD, ShardRecord
@@ -161,7 +162,7 @@ def _stage(files: list[Address], scratch: Path, id_column: str, score_column: st
     """Deal the rows out; ids of shards that the corpus does not have are refused first, or each would get a file of its own."""
     staged, shards = _Staged(scratch), np.array(sorted(known.shards))
     for address in files:
-        with readable(address.uri, address.scheme), address.open() as stream:
+        with readable(address.uri, address.scheme), damage_is_a_value_error(address.uri), address.open() as stream:
             for ids_B, score_B in _batches(address.uri, stream, id_column, score_column):
                 known.refuse(ids_B[~np.isin(ids_B // ROWS_PER_SHARD, shards)], f"{len(ids_B):,} ids in {address.uri}")
                 staged.append(ids_B, score_B)
@@ -174,10 +175,7 @@ def _batches(uri: str, stream: Any, id_column: str, score_column: str) -> Iterat
     Raises:
         ValueError: it is not Parquet, a column is missing or of another type, or a value cannot be used.
     """
-    try:
-        file = pq.ParquetFile(stream)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{uri} is not a Parquet file ({error})") from error
+    file = pq.ParquetFile(stream)
     schema = file.schema_arrow
     for name, option in ((id_column, "--id-column"), (score_column, "--score-column")):
         if name not in schema.names:

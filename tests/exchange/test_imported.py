@@ -144,7 +144,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
 
 def test_files_that_are_not_there_or_not_parquet(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "s.parquet").write_text("id,score\n1,2\n")
-    with pytest.raises(ValueError, match=r"s.parquet is not a Parquet file"):
+    with pytest.raises(ValueError, match=r"s.parquet is not a complete Parquet file"):
         import_scores(corpus, "bad", str(tmp_path / "s.parquet"))
     with pytest.raises(ValueError, match="does not exist: check the path"):
         import_scores(corpus, "bad", str(tmp_path / "none.parquet"))

@@ -3,7 +3,6 @@
 Both drivers use this table: hypothesis in `make test` (test_parsers.py), atheris by name (`python -m tests.fuzz.atheris_run TARGET`).
 """
 
-
 import json
 import logging
 import tempfile
@@ -17,8 +16,8 @@ from upath import UPath
 
 from bliss_ops.cli.arguments import settings
 from bliss_ops.config import RunConfig, parse
-from bliss_ops.corpus.addresses import readable
 from bliss_ops.corpus.bounds import Bounds
+from bliss_ops.corpus.parquet import damage_is_a_value_error
 from bliss_ops.corpus.readers import read_records
 from bliss_ops.corpus.source import label_of, read_list
 from bliss_ops.manifest import find_manifest
@@ -121,7 +120,7 @@ def statements(data: bytes) -> None:
 def imported_scores(data: bytes) -> None:
     from bliss_ops.exchange.imported import _batches
 
-    with file_of(data, "x.parquet") as path, readable(str(path), ""), path.open("rb") as stream:
+    with file_of(data, "x.parquet") as path, damage_is_a_value_error(str(path)), path.open("rb") as stream:
         for _ in _batches(str(path), stream, "sequence_id", "score"):
             pass
 
