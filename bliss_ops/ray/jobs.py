@@ -28,6 +28,7 @@ MISSING = "MISSING"  # our word for a job that the cluster does not know
 ACTIVE = frozenset({"PENDING", "RUNNING"})
 SUCCEEDED, STOPPED = "SUCCEEDED", "STOPPED"
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, SERVER_ERROR = 401, 403, 404, 500
+REFUSED_BY_AGENT = "Request failed with status code 400"  # the head hands a refusal of its job agent on as HTTP 500
 
 T = TypeVar("T")
 
@@ -150,7 +151,7 @@ class RayJobs:
 
     def problem(self, status: int, text: str) -> Exception:
         """What an HTTP status that is not 200 means."""
-        said = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing")[:500]
+        said = next((line.strip() for line in reversed(text.splitlines()) if len(line.strip()) > 1), "nothing")[:500]
         if status in (UNAUTHORIZED, FORBIDDEN):
             return PermissionError(
                 f"Ray at {self.address} refuses the token (HTTP {status}): give it as the connection's password, or set "
@@ -158,7 +159,7 @@ class RayJobs:
             )
         if status == NOT_FOUND:
             return UnknownJob(said)
-        if status >= SERVER_ERROR:
+        if status >= SERVER_ERROR and REFUSED_BY_AGENT not in text:
             return RayUnreachable(f"Ray at {self.address} is not ready (HTTP {status}): {said}")
         return ValueError(f"Ray at {self.address} refuses the request (HTTP {status}): {said}")
 

@@ -119,6 +119,21 @@ def test_the_connections_password_is_the_token(api: JobsApi, monkeypatch: pytest
     operator().execute(context("fit", StateStore({KEY: FIRST})))
 
 
+def test_a_submission_whose_answer_was_lost_is_not_made_twice(api: JobsApi) -> None:
+    jobs = RayJobs(api.address)
+    for _ in range(2):
+        jobs.submit(FIRST, COMMAND)
+    assert list(api.jobs) == [FIRST]
+
+
+def test_a_request_that_is_refused_is_not_waited_for(api: JobsApi) -> None:
+    api.refusal = "RuntimeError: Request failed with status code 400: Traceback:\n  TypeError: runtime_env\n."
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="TypeError: runtime_env"):
+        operator(head_wait_seconds=60).execute(context("fit"))
+    assert time.monotonic() - begun < 5
+
+
 class TestLog:
     def test_it_is_sent_once_however_often_the_state_is_asked_for(self, api: JobsApi) -> None:
         job = running(api)

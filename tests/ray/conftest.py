@@ -28,7 +28,7 @@ def ray_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the Jobs API; the token is in the environment, as in Airflow's."""
     if find_spec("ray") is None:
         pytest.skip("Ray is not installed")
-    from bliss_ops.ray.jobs import RayJobs
+    from bliss_ops.ray.jobs import RayJobs, patiently
     from bliss_ops.stack import processes, services
 
     state_dir = tmp_path_factory.mktemp("ray")
@@ -61,6 +61,7 @@ def ray_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 assert time.monotonic() < deadline, (state_dir / "ray.log").read_text()
                 assert processes.is_running(service), (state_dir / "ray.log").read_text()
                 time.sleep(0.5)
+        patiently(lambda: RayJobs(layout.ray_url).submit("first", ["true"]), 60)  # its job agent comes later than the head itself
         yield layout.ray_url
     finally:
         import ray

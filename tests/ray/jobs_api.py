@@ -27,6 +27,7 @@ class JobsApi:
     token: str | None = None
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     answers: list[int] = field(default_factory=list)  # HTTP statuses of the next requests, instead of what they ask for
+    refusal: str = ""  # what the job agent says of whatever is submitted
     requests: Counter[str] = field(default_factory=Counter)  # by method and kind
     log_chars_sent: int = 0
     breaks_log_after: int | None = None  # characters, once
@@ -47,8 +48,11 @@ class JobsApi:
     async def _submit(self, request: web.Request) -> web.Response:
         self.requests["submit"] += 1
         body = await request.json()
+        if self.refusal:
+            return web.Response(status=500, text=self.refusal)
         if body["submission_id"] in self.jobs:
-            return web.Response(status=400, text=f"ValueError: Job with submission_id {body['submission_id']} already exists.")
+            text = f"RuntimeError: Request failed with status code 400: ValueError: Job {body['submission_id']} already exists.\n."
+            return web.Response(status=500, text=text)  # as Ray's head hands on what its job agent has refused
         self.jobs[body["submission_id"]] = FakeJob(body)
         return web.json_response({"job_id": body["submission_id"], "submission_id": body["submission_id"]})
 
