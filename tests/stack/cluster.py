@@ -343,7 +343,6 @@ class Cluster:
         if service.name in ("ray-head", "ray-worker"):
             command = [sys.executable, "-c", RAY_LAUNCHER, *command[1:], "--node-ip-address=127.0.0.1"]
             command += [f"--{name}-port={free_port()}" for name in NODE_PORTS]
-            command.append(f"--temp-dir={_made(self._mounted('/tmp', service, name)) / 'ray'}")  # noqa: S108 - else the head's
         if service.name == "ray-head":
             command.append(f"--ray-client-server-port={free_port()}")
         return {name: self._contained(name, service, command)}
@@ -359,8 +358,8 @@ class Cluster:
         return ["unshare", "--mount", "sh", str(script), sys.executable, " ".join(map(str, writable)), *command]
 
     def _mounted(self, path: str, service: ComposeService, name: str) -> Path:
-        """What is mounted at a container's path."""
-        volume = service.mounts[path]
+        """What is mounted at a container's path. Ray's nodes share theirs: a process finds its node by the address, which is the same."""
+        volume = "ray" if service.name.startswith("ray-") else service.mounts[path]
         return self._path("volumes", volume) if volume else self._path(name, path.strip("/").replace("/", "-"))
 
     def _environment(self, name: str, service: ComposeService) -> dict[str, str]:
@@ -368,8 +367,7 @@ class Cluster:
             key: value if key in deployment.SECRETS else self._translated(value, service, name)
             for key, value in service.environment.items()
         }
-        temporary = self._path(name, "tmp")
-        temporary.mkdir(parents=True, exist_ok=True)
+        temporary = _made(self._mounted("/tmp", service, name) if "/tmp" in service.mounts else self._path(name, "tmp"))  # noqa: S108
         kept = {key: os.environ[key] for key in ("LANG", "OMP_NUM_THREADS") if key in os.environ}
         return kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
