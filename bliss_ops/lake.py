@@ -322,6 +322,21 @@ def read_bytes(path: UPath) -> bytes:
     return data
 
 
+@contextmanager
+def local_copy(path: UPath) -> Iterator[Path]:
+    """A large file as one of this machine, which is deleted afterwards; a file of a local lake as it is.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if is_local(path):
+        yield Path(path.path)
+        return
+    with tempfile.TemporaryDirectory(prefix="bliss-") as scratch:
+        path.fs.get_file(path.path, f"{scratch}/{path.name}")
+        yield Path(scratch) / path.name
+
+
 def at_once(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], where: UPath) -> Iterator[ResultT]:
     """`function` of each item in their order: 32 at once of an object store, where each waits for a round trip; else one after the other.
 

@@ -173,18 +173,19 @@ def write_tensors(path: "UPath", tensors: "Mapping[str, torch.Tensor]") -> None:
 
 
 def read_tensors(path: "UPath") -> "dict[str, torch.Tensor]":
-    """Tensors of a safetensors file; of a local one they are mapped into memory, not copied.
+    """Tensors of a safetensors file, mapped into memory and not copied; one of an object store is downloaded for that.
 
     Raises:
         ValueError: the file is cut or not safetensors.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load, load_file
+    from safetensors.torch import load_file
 
-    from bliss_ops.lake import is_local
+    from bliss_ops.lake import local_copy
 
     try:
-        tensors: dict[str, torch.Tensor] = load_file(path.path) if is_local(path) else load(path.read_bytes())
+        with local_copy(path) as file:
+            tensors: dict[str, torch.Tensor] = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): delete it and run its stage again") from error
     return tensors

@@ -370,7 +370,7 @@ def test_a_connection_counts_more_than_variables(monkeypatch: pytest.MonkeyPatch
         forwarded.items()
         >= {
             "AWS_ACCESS_KEY_ID": "of-store",
-            "AWS_SECRET_ACCESS_KEY": "its-key",
+            "AWS_SECRET_ACCESS_KEY": "its-key",  # pragma: allowlist secret
             "AWS_DEFAULT_REGION": "eu-west-3",
             "AWS_ENDPOINT_URL": "http://s3:9000",
             "BLISS_S3_ADDRESSING_STYLE": "path",

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 ROOT = "s3://lake/here"
-ALL = "select sequence_id, score, selected from all_scores order by run, round, sequence_id"
+ALL = "select score_run_id, sequence_id, score from all_scores order by score_run_id, sequence_id"
 
 
 @pytest.fixture(scope="module")
