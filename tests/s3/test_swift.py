@@ -69,6 +69,7 @@ def same(lake: Lake, other: Lake, prefix: str = "") -> int:
 
 
 def answer(lake: Lake, statement: str, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()  # what was said before
     assert main(["sql", statement, "--format", "csv", "--lake", str(lake.root)]) == 0
     return capsys.readouterr().out
 
