@@ -2,7 +2,9 @@
 
 The log's lines become the trigger's log, which Airflow shows as the task's. A triggerer that starts again follows the job again, from the
 log's first line. Airflow calls `on_kill` when a user acts on the task or its DAG run ends without it, but also when a triggerer that had
-been frozen finds that another one has taken over: so the task's state is asked for before the job is stopped.
+been frozen finds that another one has taken over: so the task's state is asked for before the job is stopped. The first such question
+makes a triggerer import Airflow's API, which has been seen to take longer than the 30 s that Airflow gives `on_kill` on a busy machine;
+so it is put when the trigger starts, and an answer that does not come in time stands for a user's act, which is the likelier one.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from bliss_ops.airflow.owner import Owner
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8265
 UNREACHABLE = "UNREACHABLE"  # our word for a job of which nothing could be learned in time
-STOP_SECONDS = 10.0  # Airflow gives on_kill 30
+STATE_SECONDS = STOP_SECONDS = 10.0  # Airflow gives on_kill 30
 MOST_LINE_CHARS = 2000  # of a line in an error
 
 
@@ -64,6 +67,7 @@ class RayJobTrigger(BaseTrigger):
         from bliss_ops.ray.following import Following
 
         self._jobs = as_client(await BaseHook.aget_connection(self.conn_id))
+        asking = asyncio.create_task(self._is_taken_over())
         following = Following(self._jobs, self.submission_id, head_wait_seconds=self.head_wait_seconds)
         last_lines: deque[str] = deque(maxlen=self.num_lines)
         try:
@@ -74,13 +78,15 @@ class RayJobTrigger(BaseTrigger):
             outcome = outcome_of(self.submission_id, following.job, last_lines)
         except RayUnreachable as error:
             outcome = Outcome(self.submission_id, UNREACHABLE, str(error))
+        finally:
+            asking.cancel()
         yield TriggerEvent(asdict(outcome))  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
         """Stop the job, unless the task still waits for it: then another triggerer has taken over."""
         if self._jobs is None:
             self._jobs = as_client(await BaseHook.aget_connection(self.conn_id))
-        if await asyncio.to_thread(Owner(**self.owner).state) == "deferred":
+        if await self._is_taken_over():
             self.log.info("another triggerer follows Ray job %s now", self.submission_id)
             return
         self.log.info("stopping Ray job %s", self.submission_id)
@@ -88,6 +94,14 @@ class RayJobTrigger(BaseTrigger):
             await asyncio.to_thread(self._jobs.stop, self.submission_id, timeout_seconds=STOP_SECONDS)
         except ConnectionError as error:
             self.log.warning("Ray job %s could not be stopped, the reconciliation will: %s", self.submission_id, error)
+
+    async def _is_taken_over(self) -> bool:
+        """Whether the task still waits for the job, although this trigger was cancelled."""
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(Owner(**self.owner).state), STATE_SECONDS) == "deferred"
+        except (TimeoutError, AirflowRuntimeError) as error:
+            self.log.warning("the state of %s cannot be learned: %s", Owner(**self.owner), error or f"no answer in {STATE_SECONDS:.0f} s")
+            return False
 
 
 def as_client(connection: "Connection") -> RayJobs:

@@ -66,25 +66,28 @@ class Following:
             arrived: asyncio.Queue[str | None] = asyncio.Queue(maxsize=100)
             watching = asyncio.create_task(self._watch(session))
             reading = asyncio.create_task(self._read(session, arrived))
+            getting = asyncio.create_task(arrived.get())
             try:
                 while not watching.done():
-                    getting = asyncio.create_task(arrived.get())
                     await asyncio.wait({getting, watching} | ({reading} - _done(reading)), return_when=asyncio.FIRST_COMPLETED)
                     for ended in _done(reading, getting):
                         ended.result()  # a task's timeout is raised wherever a signal finds the loop
                     if not getting.done():
-                        getting.cancel()
-                    elif (chunk := getting.result()) is not None:
-                        yield chunk
-                    else:  # the log has ended, so the job has or is about to
+                        continue
+                    if (chunk := getting.result()) is None:  # the log has ended, so the job has or is about to
                         await asyncio.wait({watching})
-                watching.result()
-                async for chunk in self._rest(session, arrived, reading):
+                        break
                     yield chunk
+                    getting = asyncio.create_task(arrived.get())
+                watching.result()
+                if not getting.done():
+                    getting.cancel()
+                    async for chunk in self._rest(session, arrived, reading):
+                        yield chunk
             finally:
-                for task in (watching, reading):
+                for task in (watching, reading, getting):
                     task.cancel()
-                await asyncio.wait({watching, reading})
+                await asyncio.wait({watching, reading, getting})
 
     async def _watch(self, session: "aiohttp.ClientSession") -> None:
         """Returns when the job has ended or is gone."""

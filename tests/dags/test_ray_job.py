@@ -284,6 +284,10 @@ class TestEnd:
 
 
 class TestDeferrable:
+    @pytest.fixture(autouse=True)
+    def _it_is_asked_for_its_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(trigger.Owner, "state", lambda _: "deferred")
+
     def defer(self, store: StateStore, **arguments: Any) -> tuple[RayJobOperator, TaskDeferred]:
         task = operator(deferrable=True, **arguments)
         with pytest.raises(TaskDeferred) as deferred:
@@ -362,6 +366,13 @@ class TestDeferrable:
         monkeypatch.setattr(trigger.Owner, "state", lambda _: state)
         asyncio.run(deferred.trigger.on_kill())
         assert api.jobs[FIRST].status == becomes
+
+    def test_a_kill_that_learns_nothing_stops_the_job(self, api: JobsApi, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, deferred = self.defer(StateStore())
+        monkeypatch.setattr(trigger, "STATE_SECONDS", 0.1)
+        monkeypatch.setattr(trigger.Owner, "state", lambda _: time.sleep(0.5))
+        asyncio.run(deferred.trigger.on_kill())
+        assert api.jobs[FIRST].status == "STOPPED"
 
     def test_a_restart_of_the_triggerer_does_not_stop_the_job(self, api: JobsApi) -> None:
         _, deferred = self.defer(StateStore())

@@ -5,7 +5,9 @@ pytest -m slow tests/stack/test_ray_job.py -k synchronous      # or deferrable: 
 
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -125,7 +127,9 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if mode == "deferrable":
         if why := postgres.missing():
             pytest.skip(why)
-        database, address = start_postgres(root, marker)
+        directory = Path(tempfile.mkdtemp(prefix="bliss-postgres-"))  # pytest closes its own directories to the user `postgres`
+        directory.chmod(0o711)
+        database, address = start_postgres(directory, marker)
         more |= {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": address, "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "True"}
     environment = services.airflow_environment
 
@@ -141,12 +145,11 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         local.down(state_dir)
         if database is not None:
             processes.end([database], marker)
+            shutil.rmtree(directory)
 
 
 def start_postgres(root: Path, marker: str) -> tuple[processes.Service, str]:
     """A database of its own for Airflow: the server, and its address."""
-    for directory in (root, *root.parents[:3]):
-        directory.chmod(directory.stat().st_mode | 0o011)  # the user `postgres` has to get there
     with socket.socket() as probe:
         probe.bind((services.HOST, 0))
         port = probe.getsockname()[1]
