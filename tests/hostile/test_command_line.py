@@ -76,7 +76,7 @@ ADDRESSES = {
     "https://h/a\r\nHost: evil": "contains the character",
     "a\x00.jsonl": "contains the character",
     "a\x7f.jsonl": "contains the character",
-    "a\ud800.jsonl": "contains the character",
+    "a\ud800.jsonl": "ingest.source: ",
     "x" * 5000: "1 to 4096 characters",
 }
 
