@@ -31,6 +31,7 @@ import psutil
 
 from bliss_ops.stack import deployment, processes
 from bliss_ops.stack.airflow_api import AirflowApi, AirflowError
+from bliss_ops.stack.local import DAG_IDS
 from tests.stack import compose_file, postgres, swift
 from tests.stack.compose_file import REPOSITORY, ComposeService
 from tests.stack.swift import S3Server, free_port
@@ -45,7 +46,6 @@ ABSENT = {
     "bliss-ops-airflow": ("torch", "transformers", "safetensors", "tokenizers", "gigatoken", "ray", "lm_eval", "datasets"),
     "bliss-ops-ray": ("airflow",),
 }
-DAG_IDS = {"bliss_compare", "bliss_ingest", "bliss_land", "bliss_rescore", "bliss_rescore_nightly", "bliss_round"}
 START_SECONDS = 600.0  # on a busy machine Ray gives up on its own parts once or twice, and is started again
 RESTART_SECONDS = 1.0  # how long a service that ended stays away
 PORTS = {"8080": "airflow", "8265": "ray_jobs", "6379": "ray", "5432": "postgres", "7070": "s3"}
