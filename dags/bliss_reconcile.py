@@ -1,7 +1,7 @@
 """### Stop Ray jobs without a task
 
-Every few minutes (`BLISS_RECONCILE_CRON`) all jobs of the Ray cluster are looked at: `look >> stop >> tell`. A task that ends stops its Ray job
-itself; where it could not, because a worker, the triggerer or the Ray head was dead at that moment, the job would run on. It is stopped
+Every few minutes (`BLISS_RECONCILE_CRON`) all jobs of the Ray cluster are looked at: `look >> stop >> tell`. A task that ends stops its Ray
+job itself; where it could not, because a worker, the triggerer or the Ray head was dead at that moment, the job would run on. It is stopped
 here, at the second look that finds its task ended or unknown, at least a minute after the first.
 
 Jobs say in their metadata which Airflow and which task they belong to; those of other Airflows and of nobody are left alone.

@@ -11,7 +11,7 @@ RUN useradd --no-create-home --uid 50000 bliss
 WORKDIR /opt/bliss
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY bliss_ops ./bliss_ops
-# Builds of torch without CUDA are gigabytes smaller: give the address of an index that has them.
+# Builds of torch without CUDA are gigabytes smaller: give the address of an index that has them; docker/gpu.yml empties it.
 ARG TORCH_INDEX_URL=""
 RUN pip install ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} -c constraints.txt ".[ray,train,evaluate]"
 
