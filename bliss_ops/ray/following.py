@@ -6,8 +6,11 @@ been received is skipped. A head that is away is waited for, for a bounded time.
 """
 
 import asyncio
+import contextvars
 import http
 import logging
+import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,7 @@ RECONNECT_SECONDS = 2.0
 SMALL_LOG_CHARS = 1_000_000  # a short log is read whole at the end, at once; the end of a long one is waited for
 DRAIN_SECONDS = 10.0  # the websocket looks at the file once or twice a second
 MOST_LINE_CHARS = 64_000
+MOST_LINES_AHEAD = 10_000  # of whoever reads them
 MOST_MESSAGE_BYTES = 64 << 20  # Ray sends ten lines at a time, however long they are
 
 
@@ -71,7 +75,7 @@ class Following:
                 while not watching.done():
                     await asyncio.wait({getting, watching} | ({reading} - _done(reading)), return_when=asyncio.FIRST_COMPLETED)
                     for ended in _done(reading, getting):
-                        ended.result()  # a task's timeout is raised wherever a signal finds the loop
+                        ended.result()  # raises what nobody expects
                     if not getting.done():
                         continue
                     if (chunk := getting.result()) is None:  # the log has ended, so the job has or is about to
@@ -178,24 +182,39 @@ class Following:
 
 
 def lines_of(following: Following) -> Iterator[str]:
-    """`following.lines()` for callers without an event loop."""
-    lines = following.lines()
-    with asyncio.Runner() as runner:
+    """`following.lines()` for callers without an event loop.
+
+    The loop is in a thread of its own: a timeout or a kill of a task is an exception that a signal raises in the main thread, wherever
+    that is, and within a loop it would end up in any of its tasks.
+    """
+    arrived: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    loop = asyncio.new_event_loop()
+
+    async def follow() -> None:
+        async for line in following.lines():
+            arrived.put(line)
+            while arrived.qsize() > MOST_LINES_AHEAD:
+                await asyncio.sleep(LEAST_POLL_SECONDS)
+
+    def run() -> None:
         try:
-            while (line := runner.run(_next(lines))) is not None:
-                yield line
+            loop.run_until_complete(asyncio.wait({task}))
         finally:
-            runner.run(_close(lines))
+            arrived.put(None)
+
+    task = loop.create_task(follow())
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="following", daemon=True)
+    thread.start()
+    try:
+        while (line := arrived.get()) is not None:
+            yield line
+        task.result()
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        loop.close()
 
 
 def _done(*tasks: "asyncio.Task[Any]") -> "set[asyncio.Task[Any]]":
     """Those that are."""
     return {task for task in tasks if task.done()}
-
-
-async def _next(lines: AsyncIterator[str]) -> str | None:
-    return await anext(lines, None)
-
-
-async def _close(lines: AsyncIterator[str]) -> None:
-    await lines.aclose()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shlex
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -262,6 +263,22 @@ class TestEnd:
             task.execute(context("fit"))
         killing.join()
         assert {name: job.status for name, job in api.jobs.items()} == {FIRST: "STOPPED"}
+
+    def test_a_timeout_is_raised_as_it_is_and_leaves_no_thread(self, api: JobsApi) -> None:
+        """Airflow raises it from a signal handler, and stops the job when it sees it."""
+
+        def time_out(*_: Any) -> None:
+            raise TimeoutError("too long")
+
+        before, num_threads = signal.signal(signal.SIGALRM, time_out), threading.active_count()
+        running(api)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            with pytest.raises(TimeoutError, match="too long"):
+                operator().execute(context("fit", StateStore({KEY: FIRST})))
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert threading.active_count() == num_threads
 
     def test_a_kill_before_the_job_is_there_stops_it_too(self, api: JobsApi, monkeypatch: pytest.MonkeyPatch) -> None:
         task = operator()

@@ -262,12 +262,7 @@ def test_a_job_without_a_task_is_stopped_and_others_are_left_alone(stack: Stack)
     assert stack.jobs.status("another-airflows") == "RUNNING"
     stack.jobs.stop("another-airflows")
     events = stack.api._call("GET", "/api/v2/assets/events?limit=10")["asset_events"]
-    (event,) = [event for event in events if event["name"] == "orphans"]
-    assert event["extra"] == {
-        "submission_id": "orphan",
-        "task": "work no such run work",
-        "task_state": "gone",
-        "job_status": "STOPPED",
-    }
+    announced = [event["extra"] for event in events if event["name"] == "orphans"]
+    assert {"submission_id": "orphan", "task": "work no such run work", "task_state": "gone", "job_status": "STOPPED"} in announced
     assert stack.end("work", alive) == "success"
     assert witness.read_text() == "began\nended\n"
