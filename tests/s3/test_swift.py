@@ -15,10 +15,11 @@ from upath import UPath
 
 from bliss_ops import object_store, pipeline
 from bliss_ops.cli import main
-from bliss_ops.configure import configure_run
+from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.lake import Lake, names_in, sweep_temporary_files, write_bytes
 from bliss_ops.manifest import Manifest, find_manifest
 from bliss_ops.object_store import errors, file_system
+from bliss_ops.recipes import load_recipe
 from tests.s3.faulty_proxy import FaultyProxy
 from tests.stack import swift
 
@@ -113,7 +114,7 @@ def test_exports_imports_and_rescoring(proxy: FaultyProxy, tmp_path: Path, capsy
 
 def test_a_stage_outlives_30_seconds_of_errors(proxy: FaultyProxy, finished_root: Path, caplog: pytest.LogCaptureFixture) -> None:
     lake = Lake.open("s3://lake/outage")
-    configure_run(lake, "smoke", "random", 0)
+    configure_corpus(lake, load_recipe("smoke"))
     pipeline.discover(lake.corpus("smoke"))
     rules = [proxy.fail(503, path="outage", seconds=10), proxy.fail(500, path="outage", seconds=20), proxy.hang(path="outage", seconds=30)]
     with caplog.at_level(logging.WARNING, logger="bliss_ops"):
