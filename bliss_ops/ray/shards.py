@@ -1,8 +1,9 @@
 """Shards over a pool of Ray actors: each actor makes its worker once (loads the model once), then works shard after shard.
 
 The driver hands an actor its next shard only when one is committed, so a dead actor costs the shards it had in work. They are tried
-again on fresh actors, one at a time, three times in all; each attempt is logged. What a worker raises ends the whole map: a ValueError
-comes out as that ValueError, so the command line shows the worker's own message.
+again on fresh actors, one at a time, three times in all; each attempt is logged. An actor that says nothing for five minutes counts as
+dead: it is frozen. What a worker raises ends the whole map: a ValueError comes out as that ValueError, so the command line shows the
+worker's own message.
 
 Actors are spread over the nodes, and only one that has begun to run is given shards: those there is no room for yet, because other jobs
 work or a node is still coming, hold nothing up, and tell an autoscaler what is wanted. The head has no CPUs and gets none of them.
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
+ANSWER_SECONDS = 1.0  # an actor answers beside its work
+STALL_SECONDS = "BLISS_STALL_SECONDS"  # how long one may not answer: then its process is frozen, or its node on its way out
 MAX_ACTORS = "BLISS_MAX_ACTORS"  # in the environment of Ray's nodes: actors that a job may ask for beyond the room there is
 GPU_NODES = "BLISS_GPU_NODES"  # there too: 1 where nodes with GPUs are added on demand
 
@@ -43,7 +46,7 @@ def map_on_ray(
 
     Raises:
         ValueError, OSError: raised by a worker, with its own message.
-        RuntimeError: a shard's actor died MAX_ATTEMPTS times, or that many in a row before they had begun.
+        RuntimeError: a shard's actor died or froze MAX_ATTEMPTS times, or that many in a row before they had begun.
     """
     if not shards:
         return
@@ -71,6 +74,8 @@ def _map(
     attempts = Counter[int]()
     beginning: dict[Any, Any] = {}  # reference that says that an actor runs -> the actor
     working: dict[Any, tuple[Any, int]] = {}  # result reference -> its actor and shard
+    num_unanswered = Counter[Any]()  # questions in a row, by actor
+    stall_seconds = float(os.environ.get(STALL_SECONDS, "300"))
     num_lost_in_a_row = 0
 
     def begin() -> None:
@@ -113,6 +118,16 @@ def _map(
         waiting.extendleft(numbers)
         begin()
 
+    def ask(actors: set[Any]) -> dict[int, Part]:
+        """How far the shards in work are; an actor that has not answered for STALL_SECONDS is ended, and its shards are put back."""
+        parts = _parts(actors)
+        for actor in actors:
+            num_unanswered[actor] = 0 if actor in parts else num_unanswered[actor] + 1
+            if num_unanswered[actor] * (SECONDS_BETWEEN_LINES + ANSWER_SECONDS) >= stall_seconds:
+                log.warning("%s: an actor has not answered for %.0f s (%s): it is ended", description, stall_seconds, STALL_SECONDS)
+                ray.kill(actor)
+        return {shard: part for of_actor in parts.values() for shard, part in of_actor.items()}
+
     progress = Progress(description, len(shards))
     log.info("%s: %d shards on %d actors", description, len(shards), num_actors)
     try:
@@ -122,7 +137,7 @@ def _map(
             done, _ = ray.wait([*beginning, *working], num_returns=1, timeout=SECONDS_BETWEEN_LINES)
             if not done:
                 if working:
-                    progress.partly(_parts({actor for actor, _ in working.values()}))
+                    progress.partly(ask({actor for actor, _ in working.values()}))
                 else:
                     log.info("%s: waiting for room for %d actors of %s", description, len(beginning), per_actor)
                 continue
@@ -188,16 +203,16 @@ class _ShardActor:
         return dict(self._parts)
 
 
-def _parts(actors: set[Any]) -> dict[int, Part]:
-    """What all actors say; those that are too busy to answer, or dead, say nothing."""
+def _parts(actors: set[Any]) -> dict[Any, dict[int, Part]]:
+    """What each actor says; those that are too busy to answer, frozen, or dead, are not in it."""
     import ray
 
-    answers = [actor.parts.remote() for actor in actors]
-    ready, _ = ray.wait(answers, num_returns=len(answers), timeout=1.0)
-    parts: dict[int, Part] = {}
+    answers = {actor.parts.remote(): actor for actor in actors}
+    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
+    parts: dict[Any, dict[int, Part]] = {}
     for answer in ready:
         try:
-            parts |= ray.get(answer)
+            parts[answers[answer]] = ray.get(answer)
         except ray.exceptions.RayActorError:
             continue  # its shards' own references say so, and are dealt with there
     return parts

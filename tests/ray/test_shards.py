@@ -1,9 +1,11 @@
 """Shards over real Ray actors: each once, whatever dies, and errors as the worker raised them."""
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bliss_ops.ray.shards import MAX_ATTEMPTS, map_on_ray
@@ -42,6 +44,21 @@ def test_a_shard_whose_actor_dies_is_made_by_another(inside_ray: None, tmp_path:
     records = list(map_on_ray(partial(workers.die_on_shard_2, str(tmp_path), 1), range(4), description="score"))
     assert sorted(record.shard for record in records) == [0, 1, 2, 3]
     assert f"the actor of shard 2 died (attempt 1 of {MAX_ATTEMPTS})" in caplog.text
+
+
+def test_a_shard_whose_actor_freezes_is_made_by_another(
+    inside_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BLISS_STALL_SECONDS", "8")
+    records = list(map_on_ray(partial(workers.freeze_on_shard_2, str(tmp_path)), range(4), description="score"))
+    assert sorted(record.shard for record in records) == [0, 1, 2, 3]
+    assert "an actor has not answered for 8 s" in caplog.text
+    deadline = time.monotonic() + 30  # Ray asks first, and kills some seconds later
+    while is_there := psutil.pid_exists(int((tmp_path / "frozen").read_text())):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert not is_there
 
 
 def test_a_shard_that_always_ends_its_actor_is_given_up(inside_ray: None, tmp_path: Path) -> None:

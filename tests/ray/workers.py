@@ -1,6 +1,7 @@
 """Workers that Ray's processes import by name, like those of the product."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,19 @@ def die_on_shard_2(directory: str, times: int) -> Callable[[int], ShardRecord]:
         if shard == 2 and len(deaths) < times:
             (Path(directory) / f"death-{os.getpid()}").touch()
             os._exit(1)
+        return ShardRecord(shard=shard, outputs=[], metrics={})
+
+    return work
+
+
+def freeze_on_shard_2(directory: str) -> Callable[[int], ShardRecord]:
+    """The first process that has shard 2 stops for good, as by SIGSTOP."""
+
+    def work(shard: int) -> ShardRecord:
+        frozen = Path(directory) / "frozen"
+        if shard == 2 and not frozen.exists():
+            frozen.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
         return ShardRecord(shard=shard, outputs=[], metrics={})
 
     return work
