@@ -1,0 +1,228 @@
+"""What is broken, how, and what heals it: one `Fault` for each row of the matrix.
+
+A blow is struck once in every stage, while the stage's command runs. What ends is started again by the cluster's restart policy, as
+Docker would; nothing else helps.
+"""
+
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import psutil
+
+from tests.s3.faulty_proxy import FaultyProxy
+from tests.stack.cluster import Cluster
+
+OUTAGE_SECONDS = 30.0
+FROZEN_SECONDS = 60.0
+DISK_BYTES = 512_000_000
+RAY_WORKER = r"^ray::(?!IDLE|JobSupervisor|_?supervisor|DashboardAgent|RuntimeEnvAgent)"
+TASK_PROCESS = r"^airflow worker -- [0-9a-f]{8}-"
+WAIT_FOR_VICTIM_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A stage's command at work."""
+
+    stage: str
+    process: psutil.Process
+
+
+@dataclass
+class Scene:
+    """What a blow may reach."""
+
+    cluster: Cluster
+    proxy: FaultyProxy
+
+    def node_of(self, process: psutil.Process) -> str:
+        """The Ray node whose container a process is in; the first worker node when it is gone."""
+        nodes = [name for name in self.cluster.names if name.startswith("ray-worker")]
+        return next((name for name in nodes if process.pid in self.cluster.pids(name)), nodes[0])
+
+    def find(self, pattern: str, *containers: str) -> list[psutil.Process]:
+        """Living processes of these containers whose command line fits."""
+        found = []
+        for pid in {pid for name in containers for pid in self.cluster.pids(name)}:
+            try:
+                process = psutil.Process(pid)
+                if re.search(pattern, " ".join(process.cmdline()).strip()):
+                    found.append(process)
+            except psutil.Error:  # it has ended meanwhile
+                continue
+        return sorted(found, key=lambda process: process.pid)
+
+    def ray_workers(self) -> list[psutil.Process]:
+        return self.find(RAY_WORKER, *(name for name in self.cluster.names if name.startswith("ray-worker")))
+
+
+Strike = Callable[[Scene, Driver], str]  # returns what was hit; empty: there was nothing to hit
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row: what breaks, in words, and the blow itself."""
+
+    name: str
+    words: str
+    strike: Strike
+    setting: Callable[[Cluster], Iterator[None]] | None = None  # what has to be there before the cluster starts
+    is_doubled: bool = False  # every DAG run is triggered twice, beside a second scheduler
+
+
+def _kill(name: str, number: signal.Signals = signal.SIGKILL) -> Strike:
+    def strike(scene: Scene, _driver: Driver) -> str:
+        scene.cluster.kill(name, number)
+        return name
+
+    return strike
+
+
+def _kill_node(scene: Scene, driver: Driver) -> str:
+    node = scene.node_of(driver.process)
+    scene.cluster.kill(node)
+    return node
+
+
+def _kill_driver(_scene: Scene, driver: Driver) -> str:
+    driver.process.kill()
+    return f"bliss {driver.stage}"
+
+
+def _kill_one(find: Callable[[Scene], list[psutil.Process]], scene: Scene, _driver: Driver) -> str:
+    deadline = time.monotonic() + WAIT_FOR_VICTIM_SECONDS
+    while not (found := find(scene)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not found:
+        return ""
+    words = _words(found[0])
+    found[0].kill()
+    return words
+
+
+def _tasks(scene: Scene) -> list[psutil.Process]:
+    return scene.find(TASK_PROCESS, "airflow-scheduler")
+
+
+def _freeze_node(scene: Scene, driver: Driver) -> str:
+    node = scene.node_of(driver.process)
+    scene.cluster.pause(node)
+    threading.Timer(FROZEN_SECONDS, scene.cluster.resume, [node]).start()
+    return node
+
+
+def _freeze_driver(_scene: Scene, driver: Driver) -> str:
+    driver.process.suspend()
+    threading.Timer(FROZEN_SECONDS, _resume, [driver.process]).start()
+    return f"bliss {driver.stage}"
+
+
+def _freeze_worker(scene: Scene, _driver: Driver) -> str:
+    """For good: nobody wakes it again."""
+    deadline = time.monotonic() + WAIT_FOR_VICTIM_SECONDS
+    while not (found := scene.ray_workers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not found:
+        return ""
+    words = _words(found[0])
+    found[0].suspend()
+    return words
+
+
+def _resume(process: psutil.Process) -> None:
+    if process.is_running():
+        process.resume()
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()[:80]
+    except psutil.Error:
+        return f"pid {process.pid}"
+
+
+def _s3(how: str, scene: Scene, _driver: Driver) -> str:
+    if how == "cut":
+        scene.proxy.cut_upload(count=1)
+    elif how == "hang":
+        scene.proxy.hang(seconds=OUTAGE_SECONDS)
+    elif how == "reset":
+        scene.proxy.reset(seconds=OUTAGE_SECONDS)
+    else:
+        scene.proxy.fail(int(how), seconds=OUTAGE_SECONDS)
+    return "s3"
+
+
+@contextmanager
+def _small_disks(cluster: Cluster) -> Iterator[None]:
+    """Both Ray nodes get a file system of their own for temporary files."""
+    disks = [cluster.directory / f"ray-worker-{number}" for number in (1, 2)]
+    for disk in disks:
+        disk.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
+    try:
+        yield
+    finally:
+        for disk in disks:
+            subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+def _fill_disks(scene: Scene, _driver: Driver) -> str:
+    balloons = [scene.cluster.directory / f"ray-worker-{number}" / "balloon" for number in (1, 2)]
+    for balloon in balloons:
+        free = shutil.disk_usage(balloon.parent).free
+        with balloon.open("wb") as file:
+            try:
+                file.write(bytes(free))
+            except OSError:  # now it is full
+                continue
+    threading.Timer(OUTAGE_SECONDS, lambda: [_delete(balloon) for balloon in balloons]).start()
+    return "disks of both Ray nodes"
+
+
+def _delete(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+def _nothing(_scene: Scene, _driver: Driver) -> str:
+    return "nothing"
+
+
+FAULTS = {
+    fault.name: fault
+    for fault in (
+        Fault("nothing", "nothing: the undisturbed run", _nothing),
+        Fault("kill-driver", "the stage's own process (Ray job driver), kill -9", _kill_driver),
+        Fault("kill-ray-worker", "a Ray worker process of the stage, kill -9", partial(_kill_one, Scene.ray_workers)),
+        Fault("kill-task", "Airflow's task process, kill -9", partial(_kill_one, _tasks)),
+        Fault("kill-ray-node", "the Ray node that runs the job, kill -9", _kill_node),
+        Fault("kill-ray-head", "the Ray head, kill -9", _kill("ray-head")),
+        Fault("restart-ray-head", "the Ray head, restarted (SIGTERM)", _kill("ray-head", signal.SIGTERM)),
+        Fault("kill-scheduler", "Airflow's scheduler with its task processes, kill -9", _kill("airflow-scheduler")),
+        Fault("kill-triggerer", "Airflow's triggerer, kill -9", _kill("airflow-triggerer")),
+        Fault("kill-api-server", "Airflow's API server, kill -9", _kill("airflow-api-server")),
+        Fault("kill-dag-processor", "Airflow's DAG processor, kill -9", _kill("airflow-dag-processor")),
+        Fault("kill-postgres", "Postgres, kill -9", _kill("postgres")),
+        Fault("restart-postgres", "Postgres, restarted (fast shutdown)", _kill("postgres", signal.SIGINT)),
+        Fault("kill-s3", "the S3 server with all its parts, kill -9", _kill("s3")),
+        Fault("s3-500", "S3 answers 500 for 30 s", partial(_s3, "500")),
+        Fault("s3-503", "S3 answers 503 for 30 s", partial(_s3, "503")),
+        Fault("s3-timeout", "S3 does not answer for 30 s", partial(_s3, "hang")),
+        Fault("s3-reset", "S3 resets every connection for 30 s", partial(_s3, "reset")),
+        Fault("s3-cut", "the next upload is cut in the middle", partial(_s3, "cut")),
+        Fault("full-disk", "the disks of both Ray nodes are full for 30 s", _fill_disks, setting=_small_disks),
+        Fault("freeze-driver", "the stage's own process is frozen (SIGSTOP) for 60 s", _freeze_driver),
+        Fault("freeze-ray-worker", "a Ray worker process of the stage is frozen for good", _freeze_worker),
+        Fault("freeze-ray-node", "the Ray node that runs the job is frozen for 60 s", _freeze_node),
+        Fault("duplicates", "every DAG run is triggered twice, two schedulers run", _nothing, is_doubled=True),
+    )
+}

@@ -1,0 +1,220 @@
+"""One row of the matrix: a fresh cluster, one kind of blow, the whole path, and what is left of it in the end.
+
+The path is ingestion, one round, re-scoring. What one undisturbed process writes from the same seed is the measure of what was lost,
+doubled or changed.
+"""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import duckdb
+
+from bliss_ops.lake import Lake
+from bliss_ops.manifest import Manifest, read_manifest
+from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES
+from bliss_ops.stack.airflow_api import FINISHED, AirflowError, TaskInstance
+from tests.faults.blows import Fault, Scene
+from tests.faults.striking import Blow, Striker
+from tests.s3.faulty_proxy import FaultyProxy
+from tests.stack.cluster import Cluster
+
+RECIPE, RUN = "smoke", "smoke-bliss-s0"
+ROUND = {"recipe": RECIPE, "num_rounds": 1}
+PATH: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("bliss_ingest", "ingest", {"recipe": RECIPE}),
+    ("bliss_round", f"{RUN}-round-01", ROUND | {"method": "bliss", "seed": 0, "round": 1, "name": RUN}),
+    ("bliss_rescore", "rescore", {"corpus": RECIPE, "runs": [RUN], "round": 1}),
+)
+DAG_RUN_SECONDS = 2400.0  # later it counts as stuck
+POLL_SECONDS = 2.0
+ORPHAN_SECONDS = 420.0  # within which the reconciliation has stopped what nobody waits for
+UNREACHABLE = (URLError, OSError, AirflowError, ValueError)
+
+
+@dataclass
+class Outcome:
+    """How one stage came through its blow."""
+
+    stage: str
+    hit: str
+    was_running: bool
+    state: str
+    tries: int
+    seconds: float | None  # from the task's first start to its end
+
+
+@dataclass
+class Row:
+    """One finished row, as it is kept in the results file."""
+
+    fault: str
+    words: str
+    date: str
+    seconds: float
+    stages: list[Outcome] = field(default_factory=list)
+    dag_runs: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)  # lost, doubled, changed, orphaned or stuck
+    restarts: dict[str, int] = field(default_factory=dict)
+
+
+def stages() -> set[str]:
+    """Commands of every stage that runs as a Ray job on this path."""
+    return {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if not stage.is_light} | {"rescore", "load-scores"}
+
+
+def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
+    """Run one row; what went wrong with the product is in its `problems`, nothing is raised for it."""
+    begun = time.monotonic()
+    row = Row(fault.name, fault.words, datetime.now().astimezone().date().isoformat(), 0.0)
+    with contextlib.ExitStack() as stack:
+        proxies: list[FaultyProxy] = []
+
+        def endpoint(upstream: str) -> str:
+            if not proxies:
+                proxies.append(stack.enter_context(FaultyProxy(upstream)))
+            return proxies[0].endpoint
+
+        cluster = Cluster(s3_endpoint=endpoint)
+        if fault.setting is not None:
+            stack.enter_context(fault.setting(cluster))
+        stack.enter_context(cluster)
+        if fault.is_doubled:
+            cluster.add("airflow-scheduler-2", like="airflow-scheduler")
+        striker = Striker(fault, Scene(cluster, proxies[0]), stages(), seed)
+        striker.start()
+        tasks = _walk(cluster, row, num_triggers=2 if fault.is_doubled else 1)
+        striker.end()
+        proxies[0].clear()
+        row.stages = _outcomes(striker.blows, tasks)
+        row.restarts = {name: cluster.num_starts(name) - 1 for name in cluster.names if cluster.num_starts(name) > 1}
+        cluster.wait_until_healthy()
+        row.problems += _orphans(cluster)
+        row.problems += _differences(cluster, reference)
+    row.seconds = round(time.monotonic() - begun, 1)
+    return row
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    return asdict(row)
+
+
+def from_json(values: dict[str, Any]) -> Row:
+    return Row(**values | {"stages": [Outcome(**outcome) for outcome in values["stages"]]})
+
+
+def _walk(cluster: Cluster, row: Row, *, num_triggers: int) -> list[tuple[str, TaskInstance]]:
+    """Every DAG run to its end; returns all task instances with their DAG's id."""
+    tasks: list[tuple[str, TaskInstance]] = []
+    for dag_id, run_id, conf in PATH:
+        run_ids = [_patiently(lambda: cluster.api.trigger(dag_id, run_id, conf)) for _ in range(num_triggers)]  # noqa: B023
+        for each in run_ids:
+            state = _wait(cluster, dag_id, each)
+            row.dag_runs[f"{dag_id} {each}"] = state
+            found = _patiently(lambda: cluster.api.task_instances(dag_id, each))  # noqa: B023
+            tasks += [(dag_id, task) for task in found]
+            if state != "success":
+                row.problems += [f"{dag_id} {each} is {state}: {task.label} {task.state}" for task in found if task.state in BAD]
+    return tasks
+
+
+BAD = ("failed", "running", "deferred", "queued", "up_for_retry")
+
+
+def _wait(cluster: Cluster, dag_id: str, run_id: str) -> str:
+    deadline = time.monotonic() + DAG_RUN_SECONDS
+    state = "unknown"
+    while state not in FINISHED:
+        if time.monotonic() > deadline:
+            return f"stuck as {state}"
+        time.sleep(POLL_SECONDS)
+        with contextlib.suppress(*UNREACHABLE):  # the API server, or what it needs, is being struck
+            state = cluster.api.dag_run_state(dag_id, run_id)
+    return state
+
+
+def _patiently(ask: Any, seconds: float = 120.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except UNREACHABLE:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
+def _outcomes(blows: Sequence[Blow], tasks: Sequence[tuple[str, TaskInstance]]) -> list[Outcome]:
+    """The slowest task instance of each stage beside the blow that struck it."""
+    found = []
+    for blow in blows:
+        names = {blow.stage.replace("-", "_"), "load" if blow.stage == "load-scores" else blow.stage}
+        dag_id = "bliss_rescore" if blow.stage in ("rescore", "load-scores") else None
+        of_stage = [task for dag, task in tasks if task.task_id in names and (dag == dag_id if dag_id else dag != "bliss_rescore")]
+        worst = max(of_stage, key=lambda task: (task.state != "success", task.try_number, task.duration or 0.0), default=None)
+        if worst is None:
+            found.append(Outcome(blow.stage, blow.hit, blow.was_running, "missing", 0, None))
+        else:
+            found.append(Outcome(blow.stage, blow.hit, blow.was_running, worst.state, worst.try_number, worst.duration))
+    return found
+
+
+def _orphans(cluster: Cluster) -> list[str]:
+    """Ray jobs that are still at work although every DAG run has ended."""
+    from bliss_ops.ray.jobs import RayJobs
+
+    jobs = RayJobs(cluster.ray_address, token=cluster.variables["RAY_AUTH_TOKEN"])
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while active := [job for job in jobs.jobs() if job.is_active]:
+        if time.monotonic() > deadline:
+            return [f"orphan: Ray job {job.submission_id} is {job.status}" for job in active]
+        time.sleep(POLL_SECONDS)
+    return []
+
+
+def _differences(cluster: Cluster, reference: Lake) -> list[str]:
+    """What the lake and its store have less, more, or other than one undisturbed process makes."""
+    import pytest
+    import s3fs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        try:
+            lake = Lake.open(cluster.lake)
+            here, there = manifests(reference), manifests(lake)
+            problems = [f"lost: {address}" for address in sorted(here.keys() - there.keys())]
+            problems += [f"doubled: {address}" for address in sorted(there.keys() - here.keys())]
+            for address in sorted(here.keys() & there.keys()):
+                if here[address].stage != "report" and here[address].outputs != there[address].outputs:  # a report says how long it took
+                    problems.append(f"changed: {address}")
+            return problems + _score_differences(reference, lake, cluster.directory)
+        finally:
+            s3fs.S3FileSystem.clear_instance_cache()
+
+
+def manifests(lake: Lake) -> dict[str, Manifest]:
+    """Every finished artifact of a lake, by its address."""
+    found = [read_manifest(path.parent, made_by="") for path in sorted(lake.root.glob("**/manifest.json"), key=str)]
+    return {manifest.artifact: manifest for manifest in found}
+
+
+def _score_differences(reference: Lake, lake: Lake, scratch: Path) -> list[str]:
+    here, there = _scores(reference, scratch / "here.duckdb"), _scores(lake, scratch / "there.duckdb")
+    lost, more = here - there, there - here
+    return [f"lost: {lost.total()} scores of the store"] * bool(lost) + [f"doubled or changed: {more.total()} scores of the store"] * bool(
+        more
+    )
+
+
+def _scores(lake: Lake, copy: Path) -> Counter[tuple[Any, ...]]:
+    copy.write_bytes(lake.score_store.read_bytes())
+    with duckdb.connect(str(copy), read_only=True) as con:
+        return Counter(con.execute("select score_run_id, sequence_id, score from all_scores order by all").fetchall())

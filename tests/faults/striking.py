@@ -1,0 +1,82 @@
+"""Watches the cluster's processes for stages at work and strikes each stage once."""
+
+import random
+import re
+import threading
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from bliss_ops.stack.processes import MARKER
+from tests.faults.blows import Driver, Fault, Scene
+
+POLL_SECONDS = 0.2
+YOUNG_SECONDS = 5.0  # a process may still become another one
+LATEST_SECONDS = 2.5  # of a stage's command; a blow comes at a random moment until then
+COMMAND = re.compile(r"/bliss ([a-z][a-z-]+)")
+
+
+@dataclass
+class Blow:
+    """One struck stage."""
+
+    stage: str
+    at: float  # seconds since the beginning of the row
+    hit: str  # what; empty: there was nothing of the kind
+    was_running: bool  # whether the stage's command still ran
+
+
+class Striker(threading.Thread):
+    """One row's blows: a stage is struck when its command is first seen, after a moment that the seed decides."""
+
+    def __init__(self, fault: Fault, scene: Scene, stages: set[str], seed: int) -> None:
+        super().__init__(daemon=True)
+        self.blows: list[Blow] = []
+        self._fault, self._scene, self._left = fault, scene, set(stages)
+        self._random = random.Random(f"{seed} {fault.name}")  # noqa: S311 - a plan, not a secret
+        self._begun = time.monotonic()
+        self._ended = threading.Event()
+        self._seen: set[tuple[int, float]] = set()
+
+    def run(self) -> None:
+        while self._left and not self._ended.wait(POLL_SECONDS):
+            for driver in self._drivers():
+                if driver.stage in self._left:
+                    self._left.discard(driver.stage)
+                    self._strike(driver)
+                    break  # what else was found may have ended with it
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+    def _strike(self, driver: Driver) -> None:
+        self._ended.wait(self._random.uniform(0.0, LATEST_SECONDS))
+        was_running = driver.process.is_running()
+        at = time.monotonic() - self._begun
+        try:
+            hit = self._fault.strike(self._scene, driver)
+        except psutil.NoSuchProcess:
+            hit = ""
+        self.blows.append(Blow(driver.stage, round(at, 1), hit, was_running))
+
+    def _drivers(self) -> list[Driver]:
+        """Stage commands of this cluster that have not been looked at, oldest first."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                key = (process.pid, process.create_time())
+                if key in self._seen:
+                    continue
+                words = " ".join(process.cmdline())
+                match = None if words.startswith("/bin/sh") else COMMAND.search(words)
+                if match is None:
+                    if time.time() - key[1] > YOUNG_SECONDS:
+                        self._seen.add(key)
+                elif self._scene.cluster.marker in process.environ().get(MARKER, ""):
+                    self._seen.add(key)
+                    found.append((key[1], Driver(match[1], process)))
+            except psutil.Error:
+                continue
+        return [driver for _, driver in sorted(found, key=lambda each: each[0])]
