@@ -71,9 +71,10 @@ def _airflows() -> set[str]:
 
 def _rays() -> set[str]:
     """Of nodes, in the reporter's own table; of the rest, a few names that its C++ has and a scrape has shown."""
-    import ray
-
-    reporter = (Path(ray.__file__).parent / "dashboard/modules/reporter/reporter_agent.py").read_text()
+    ray = find_spec("ray")  # not imported: Ray would keep this process's settings, and other tests have others
+    assert ray is not None
+    assert ray.origin is not None
+    reporter = (Path(ray.origin).parent / "dashboard/modules/reporter/reporter_agent.py").read_text()
     nodes = {f"ray_{name}" for name in re.findall(r'^    "(node_\w+)": Gauge\(', reporter, re.MULTILINE)}
     return nodes | {"ray_actors", "ray_resources", "ray_running_jobs"}
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -46,8 +47,9 @@ def ray_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     head |= {"PATH": f"{scripts}{os.pathsep}{head['PATH']}", "PYTHONPATH": importable}
     here = {name: value for name, value in head.items() if name.startswith("RAY_")}
     here |= {"TEST_RAY_ADDRESS": f"{services.HOST}:{layout.ports['ray']}"}
+    assert "ray" not in sys.modules, "Ray keeps the settings it finds when it is first imported: another test has imported it too early"
     before = dict(os.environ)
-    os.environ.update(here)  # Ray reads its settings when it is first imported, so not any later
+    os.environ.update(here)
     service = processes.start(
         "ray", [*services.ray_command(layout), "--num-cpus=2"], env=head, log_file=state_dir / "ray.log", cwd=state_dir
     )
