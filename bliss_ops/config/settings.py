@@ -11,7 +11,8 @@ from bliss_ops.names import check_address, check_name, check_stored
 
 
 def _source_address(uri: str) -> str:
-    check_address(uri)
+    if uri:  # an empty one is none: whether there must be one, the field says
+        check_address(uri)
     return uri
 
 
