@@ -49,6 +49,10 @@ def test_scores_of_sequences_in_any_order_become_a_score_run(corpus: Corpus, tmp
     assert manifest.metrics == {"num_sequences": 60, "num_candidates": 60, "source": ["s.parquet"]} | {
         "mean": pytest.approx(7.25),
         "standard_deviation": pytest.approx(np.std(np.arange(30) * 0.5)),
+        "minimum": 0.0,
+        "maximum": 14.5,
+        "num_identical": 2,
+        "num_at_ends": 58,  # of scores that are probabilities: 0 and from 1 on
     }
     for shard in (0, 1):
         assert written(corpus, "outside", shard) == {shard * SHARD + row: row * 0.5 for row in range(30)}
