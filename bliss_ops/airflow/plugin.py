@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from bliss_ops.airflow.ray_job import LINK
-
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -63,10 +61,9 @@ ICONS: dict[str, Any] = {"icon": f"{PREFIX[1:]}/static/icon.svg", "icon_dark_mod
 
 
 class BlissPlugin(AirflowPlugin):
-    """Score explorer, and the link from a task to its Ray job."""
+    """Score explorer."""
 
     name = "bliss"
-    operator_extra_links = [LINK]  # noqa: RUF012
     fastapi_apps = [{"app": LazyExplorer(), "url_prefix": PREFIX, "name": "BLISS explorer"}]  # noqa: RUF012 - Airflow reads class attributes
     external_views = [  # noqa: RUF012
         # Without a leading slash, so that they hold where Airflow itself is served below a path.

@@ -3,6 +3,7 @@
 What it finds is written as crash-*; put its bytes, in hexadecimal, into found.json beside the mend.
 """
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ with atheris.instrument_imports(include=["bliss_ops", "json", "tomllib", "urllib
 
 
 def main() -> None:
+    logging.disable(logging.WARNING)  # what is fuzzed warns thousands of times
     target = sys.argv.pop(1)
     with tempfile.TemporaryDirectory() as corpus:
         for number, seed in enumerate(targets.seeds(target)):

@@ -4,7 +4,6 @@ Both drivers use this table: hypothesis in `make test` (test_parsers.py), atheri
 """
 
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from bliss_ops.manifest import find_manifest
 from bliss_ops.names import check_address, check_name, quoted_identifier, quoted_text, redacted
 from bliss_ops.recipes import load_recipe
 
-logging.disable(logging.WARNING)  # what is fuzzed warns thousands of times
 SMALL = Bounds(file_bytes=1 << 24)
 
 

@@ -1,10 +1,12 @@
 """Every parser on random and on mutated well formed input, the same input at every run; and every input that has once broken one."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,14 @@ from tests.fuzz import targets
 REPOSITORY = Path(__file__).parents[2]
 SLOW_TO_START = {"model-configs", "safetensors"}  # import transformers and torch
 FOUND = json.loads((Path(__file__).parent / "found.json").read_text())  # target -> inputs in hexadecimal
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """What is fuzzed warns thousands of times."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def mutated(seeds: list[bytes]) -> st.SearchStrategy[bytes]:

@@ -11,6 +11,7 @@ import time
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import psutil
 import pytest
 
 pytest.importorskip("airflow")
-pytest.importorskip("ray")
 
 from bliss_ops.lake import Lake
 from bliss_ops.stack import demo, local, services
@@ -26,7 +26,7 @@ from tests.monitoring.boards import expressions, metric_names
 from tests.monitoring.otlp import OtlpReceiver
 from tests.monitoring.receiver import Receiver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")]
 
 ROUND = {"num_rounds": 1, "pretraining.num_steps": 1500, "pretraining.evaluate_every_steps": 300, "ingest.embedded_megabytes": 0.5}
 OF_GPUS = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_node_gram_available", "ray_bliss_mfu"}
