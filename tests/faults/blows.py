@@ -4,8 +4,8 @@ A blow is struck once in every stage, while the stage's command runs. What ends 
 Docker would; nothing else helps.
 """
 
+import contextlib
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -162,31 +162,29 @@ def _s3(how: str, scene: Scene, _driver: Driver) -> str:
     return "s3"
 
 
+def _ray_disk(cluster: Cluster) -> Path:
+    return cluster.directory / "volumes" / "ray"
+
+
 @contextmanager
-def _small_disks(cluster: Cluster) -> Iterator[None]:
-    """Both Ray nodes get a file system of their own for temporary files."""
-    disks = [cluster.directory / f"ray-worker-{number}" for number in (1, 2)]
-    for disk in disks:
-        disk.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
+def _small_disk(cluster: Cluster) -> Iterator[None]:
+    """What Ray's nodes write to gets a file system of its own."""
+    disk = _ray_disk(cluster)
+    disk.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
     try:
         yield
     finally:
-        for disk in disks:
-            subprocess.run(["umount", "--lazy", str(disk)], check=False)
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
 
 
-def _fill_disks(scene: Scene, _driver: Driver) -> str:
-    balloons = [scene.cluster.directory / f"ray-worker-{number}" / "balloon" for number in (1, 2)]
-    for balloon in balloons:
-        free = shutil.disk_usage(balloon.parent).free
-        with balloon.open("wb") as file:
-            try:
-                file.write(bytes(free))
-            except OSError:  # now it is full
-                continue
-    threading.Timer(OUTAGE_SECONDS, lambda: [_delete(balloon) for balloon in balloons]).start()
-    return "disks of both Ray nodes"
+def _fill_disk(scene: Scene, _driver: Driver) -> str:
+    balloon = _ray_disk(scene.cluster) / "balloon"
+    with balloon.open("wb") as file, contextlib.suppress(OSError):  # now it is full
+        while True:
+            file.write(bytes(1 << 20))
+    threading.Timer(OUTAGE_SECONDS, _delete, [balloon]).start()
+    return "Ray's disk"
 
 
 def _delete(path: Path) -> None:
@@ -219,7 +217,7 @@ FAULTS = {
         Fault("s3-timeout", "S3 does not answer for 30 s", partial(_s3, "hang")),
         Fault("s3-reset", "S3 resets every connection for 30 s", partial(_s3, "reset")),
         Fault("s3-cut", "the next upload is cut in the middle", partial(_s3, "cut")),
-        Fault("full-disk", "the disks of both Ray nodes are full for 30 s", _fill_disks, setting=_small_disks),
+        Fault("full-disk", "the disk of the Ray nodes and the head is full for 30 s", _fill_disk, setting=_small_disk),
         Fault("freeze-driver", "the stage's own process is frozen (SIGSTOP) for 60 s", _freeze_driver),
         Fault("freeze-ray-worker", "a Ray worker process of the stage is frozen for good", _freeze_worker),
         Fault("freeze-ray-node", "the Ray node that runs the job is frozen for 60 s", _freeze_node),
