@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 FORWARDED = ("BLISS_LAKE",)  # what a job must know and a Ray cluster cannot
 HEAD_WAIT = "BLISS_RAY_WAIT_SECONDS"  # how long a Ray head that does not answer is waited for
+SILENCE = "BLISS_SILENCE_SECONDS"  # how long a running stage may log nothing
 
 
 class StageFailed(RuntimeError):  # noqa: N818 - what happened, as the log shows it
@@ -55,7 +56,11 @@ class BlissStageOperator(RayJobOperator):
         title: str = "",
         **kwargs: Any,
     ) -> None:
-        super().__init__(head_wait_seconds=float(os.environ.get(HEAD_WAIT, "600")), **kwargs)
+        super().__init__(
+            head_wait_seconds=float(os.environ.get(HEAD_WAIT, "600")),
+            silence_seconds=float(os.environ.get(SILENCE, "7200")),
+            **kwargs,
+        )
         self.subcommand = subcommand
         self.subject = subject
         self.arguments = arguments

@@ -69,6 +69,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         conn_id: an HTTP connection to Ray's Jobs API. Its password is the cluster's token; in its extra, `dashboard_url` is where browsers
             see Ray's dashboard, and `entrypoint_resources` what every job claims of the cluster's own resources, such as {"stage": 1}.
         head_wait_seconds: how long a Ray head that does not answer is waited for.
+        silence_seconds: how long the running job may log nothing before it is stopped, as its process may be frozen; None: for ever.
         deferrable: wait in Airflow's triggerer, not in a worker.
     """
 
@@ -85,6 +86,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         num_gpus: float = 0,
         conn_id: str = RAY_CONNECTION,
         head_wait_seconds: float = HEAD_WAIT_SECONDS,
+        silence_seconds: float | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
@@ -95,6 +97,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         self.num_gpus = num_gpus
         self.conn_id = conn_id
         self.head_wait_seconds = head_wait_seconds
+        self.silence_seconds = silence_seconds
         self.deferrable = deferrable
         self.job_url = ""
         self._jobs: RayJobs | None = None
@@ -261,7 +264,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         assert self._jobs is not None
         assert self._submission_id is not None
         last_lines: deque[str] = deque(maxlen=NUM_LINES_IN_ERROR)
-        for line in self._jobs.follow(self._submission_id, head_wait_seconds=self.head_wait_seconds):
+        for line in self._jobs.follow(self._submission_id, head_wait_seconds=self.head_wait_seconds, silence_seconds=self.silence_seconds):
             self.log.info("%s", line)
             if line.strip():
                 last_lines.append(short(line))
@@ -272,7 +275,14 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         if self._deadline is None and self.execution_timeout is not None:
             self._deadline = time.time() + self.execution_timeout.total_seconds()
         self.defer(
-            trigger=RayJobTrigger(self._submission_id, self.conn_id, self.head_wait_seconds, NUM_LINES_IN_ERROR, vars(Owner.of(context))),
+            trigger=RayJobTrigger(
+                self._submission_id,
+                self.conn_id,
+                self.head_wait_seconds,
+                NUM_LINES_IN_ERROR,
+                vars(Owner.of(context)),
+                self.silence_seconds,
+            ),
             method_name="execute_complete",
             kwargs={"num_resubmitted": self._num_resubmitted, "deadline": self._deadline, "submitted_id": self._submitted_id},
             timeout=None if self._deadline is None else timedelta(seconds=max(1.0, self._deadline - time.time())),

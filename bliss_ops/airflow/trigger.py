@@ -48,19 +48,29 @@ class RayJobTrigger(BaseTrigger):
         head_wait_seconds: how long a head that does not answer is waited for.
         num_lines: how many last lines of the log the event carries.
         owner: the task that waits, as a mapping.
+        silence_seconds: how long the running job may log nothing before it is stopped; None: for ever.
     """
 
-    def __init__(self, submission_id: str, conn_id: str, head_wait_seconds: float, num_lines: int, owner: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        submission_id: str,
+        conn_id: str,
+        head_wait_seconds: float,
+        num_lines: int,
+        owner: dict[str, Any],
+        silence_seconds: float | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.submission_id = submission_id
         self.conn_id = conn_id
         self.head_wait_seconds = head_wait_seconds
         self.num_lines = num_lines
         self.owner = owner
+        self.silence_seconds = silence_seconds
         self._jobs: RayJobs | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        names = ("submission_id", "conn_id", "head_wait_seconds", "num_lines", "owner")
+        names = ("submission_id", "conn_id", "head_wait_seconds", "num_lines", "owner", "silence_seconds")
         return f"{__name__}.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -68,7 +78,9 @@ class RayJobTrigger(BaseTrigger):
 
         self._jobs = as_client(await BaseHook.aget_connection(self.conn_id))
         asking = asyncio.create_task(self._is_taken_over())
-        following = Following(self._jobs, self.submission_id, head_wait_seconds=self.head_wait_seconds)
+        following = Following(
+            self._jobs, self.submission_id, head_wait_seconds=self.head_wait_seconds, silence_seconds=self.silence_seconds
+        )
         last_lines: deque[str] = deque(maxlen=self.num_lines)
         try:
             async for line in following.lines():

@@ -3,12 +3,17 @@
 The log arrives over one websocket; the job's state is asked for beside it, because the websocket alone would tell the end of a job up to
 two seconds late. State is asked for often at first and more seldom as a job lasts. A connection that breaks is made again, and what had
 been received is skipped. A head that is away is waited for, for a bounded time. The job's outcome never hangs on its log.
+
+A job whose process is frozen looks like one that works. So a job may be given a time within which it has to log something, else it is
+stopped.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import http
 import logging
+import math
 import queue
 import threading
 import time
@@ -34,15 +39,33 @@ MOST_MESSAGE_BYTES = 64 << 20  # Ray sends ten lines at a time, however long the
 
 
 class Following:
-    """One look at one job from now to its end; `job` is what was last known of it, None where there is no record."""
+    """One look at one job from now to its end; `job` is what was last known of it, None where there is no record.
 
-    def __init__(self, jobs: RayJobs, submission_id: str, *, head_wait_seconds: float = HEAD_WAIT_SECONDS) -> None:
+    Args:
+        jobs: the cluster.
+        submission_id: the job.
+        head_wait_seconds: how long a head that does not answer is waited for.
+        silence_seconds: how long the running job may log nothing before it is stopped; None: for ever.
+    """
+
+    def __init__(
+        self,
+        jobs: RayJobs,
+        submission_id: str,
+        *,
+        head_wait_seconds: float = HEAD_WAIT_SECONDS,
+        silence_seconds: float | None = None,
+    ) -> None:
         self.job: Job | None = None
         self._jobs = jobs
         self._submission_id = submission_id
         self._head_wait_seconds = head_wait_seconds
+        self._silence_seconds = silence_seconds
         self._has_begun = asyncio.Event()
         self._num_received = 0  # characters
+        self._heard = math.inf  # when something was received last; before the job has begun, it owes nothing
+        self._num_logged = 0  # characters, when that was last asked for
+        self._was_silenced = False
 
     async def lines(self) -> AsyncIterator[str]:
         """The log's lines, until the job has ended or the cluster has no record of it.
@@ -61,6 +84,8 @@ class Following:
                 pending = ""
         if pending:
             yield pending
+        if self._was_silenced:
+            yield f"nothing was logged for {self._silence_seconds:.0f} s: the job was stopped"
 
     async def _chunks(self) -> AsyncIterator[str]:
         import aiohttp
@@ -113,20 +138,36 @@ class Following:
                 if self.job.status == "RUNNING" and not self._has_begun.is_set():
                     log.info("Ray job %s is running", self._submission_id)
                     self._has_begun.set()
+                    self._heard = time.monotonic()
+                if self._silence_seconds is not None and time.monotonic() - self._heard > self._silence_seconds:
+                    await self._stop_if_silent(session)
             seconds = (time.monotonic() - began) / POLLS_PER_DURATION
             await asyncio.sleep(min(MOST_POLL_SECONDS, max(LEAST_POLL_SECONDS, seconds)))
 
+    async def _stop_if_silent(self, session: "aiohttp.ClientSession") -> None:
+        """The log is read once more, whole: its connection may be what has failed."""
+        path = self._jobs.path(self._submission_id)
+        with contextlib.suppress(RayUnreachable, UnknownJob):
+            num_logged = len((await self._ask(session, f"{path}/logs"))["logs"])
+            self._heard = time.monotonic()
+            is_silent = num_logged <= max(self._num_received, self._num_logged)
+            self._num_logged = num_logged
+            if is_silent:
+                log.warning("Ray job %s has logged nothing for %.0f s: stopping it", self._submission_id, self._silence_seconds)
+                await self._ask(session, f"{path}/stop", method="POST")
+                self._was_silenced = True
+
     async def _details(self, session: "aiohttp.ClientSession") -> Job | None:
         try:
-            return as_job(await self._get(session, self._jobs.path(self._submission_id)))
+            return as_job(await self._ask(session, self._jobs.path(self._submission_id)))
         except UnknownJob:
             return None
 
-    async def _get(self, session: "aiohttp.ClientSession", path: str) -> Any:
+    async def _ask(self, session: "aiohttp.ClientSession", path: str, *, method: str = "GET") -> Any:
         import aiohttp
 
         try:
-            async with asyncio.timeout(REQUEST_SECONDS), session.get(path) as response:
+            async with asyncio.timeout(REQUEST_SECONDS), session.request(method, path) as response:
                 if response.status != http.HTTPStatus.OK:
                     raise self._jobs.problem(response.status, await response.text())
                 return await response.json()
@@ -151,6 +192,7 @@ class Following:
                         if new:
                             await arrived.put(new)
                             self._num_received += len(new)
+                            self._heard = time.monotonic()
                 job = await self._details(session)
                 if job is None or not job.is_active:
                     await arrived.put(None)
@@ -176,7 +218,7 @@ class Following:
                     if (chunk := await arrived.get()) is None:
                         return
                     yield chunk
-            yield (await self._get(session, f"{self._jobs.path(self._submission_id)}/logs"))["logs"][self._num_received :]
+            yield (await self._ask(session, f"{self._jobs.path(self._submission_id)}/logs"))["logs"][self._num_received :]
         except (RayUnreachable, UnknownJob, TimeoutError) as error:
             log.warning("the end of the log of %s could not be read: %s", self._submission_id, error or "it does not end")
 

@@ -121,11 +121,13 @@ class RayJobs:
         except UnknownJob:
             return
 
-    def follow(self, submission_id: str, *, head_wait_seconds: float = HEAD_WAIT_SECONDS) -> Iterator[str]:
-        """The job's log lines from the first on, as they are written; ends when the job has."""
+    def follow(
+        self, submission_id: str, *, head_wait_seconds: float = HEAD_WAIT_SECONDS, silence_seconds: float | None = None
+    ) -> Iterator[str]:
+        """The job's log lines from the first on, as they are written; ends when the job has (arguments: `Following`)."""
         from bliss_ops.ray.following import Following, lines_of
 
-        return lines_of(Following(self, submission_id, head_wait_seconds=head_wait_seconds))
+        return lines_of(Following(self, submission_id, head_wait_seconds=head_wait_seconds, silence_seconds=silence_seconds))
 
     def path(self, submission_id: str) -> str:
         """The job's place in the API."""

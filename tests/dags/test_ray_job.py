@@ -300,6 +300,49 @@ class TestEnd:
         task.on_kill()
 
 
+@pytest.mark.parametrize("speaks", [False, True])
+def test_a_job_that_says_nothing_is_stopped_in_the_end(api: JobsApi, speaks: bool) -> None:
+    task = operator(silence_seconds=0.5)
+
+    def speak() -> None:
+        for number in range(10):
+            api.jobs[FIRST].log += f"step {number}\n"
+            time.sleep(0.15)
+        api.end(FIRST)
+
+    speaking = soon(speak if speaks else lambda: None, when=lambda: FIRST in api.jobs)
+    if speaks:
+        task.execute(context("fit"))
+    else:
+        with pytest.raises(RayJobFailed, match=r"(?s)STOPPED .*nothing was logged for 0 s: the job was stopped"):
+            task.execute(context("fit"))
+    speaking.join()
+    assert api.requests["stop"] == int(not speaks)
+
+
+def test_a_log_whose_connection_fails_is_no_silent_job(api: JobsApi) -> None:
+    job = running(api, log="much\n")
+    api.refuses_tail = True
+
+    def speak() -> None:
+        for number in range(10):
+            job.log += f"step {number}\n"
+            time.sleep(0.15)
+        api.end(FIRST)
+
+    speaking = soon(speak, when=lambda: True)
+    operator(silence_seconds=0.3).execute(context("fit", StateStore({KEY: FIRST})))
+    speaking.join()
+    assert api.requests["stop"] == 0
+    assert api.requests["logs"] > 1
+
+
+def test_a_silent_job_whose_log_has_no_connection_is_stopped_too(api: JobsApi) -> None:
+    api.refuses_tail = True
+    with pytest.raises(RayJobFailed, match="nothing was logged"):
+        operator(silence_seconds=0.3).execute(context("fit"))
+
+
 class TestDeferrable:
     @pytest.fixture(autouse=True)
     def _it_is_asked_for_its_state(self, monkeypatch: pytest.MonkeyPatch) -> None:

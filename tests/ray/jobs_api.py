@@ -30,6 +30,7 @@ class JobsApi:
     refusal: str = ""  # what the job agent says of whatever is submitted
     requests: Counter[str] = field(default_factory=Counter)  # by method and kind
     log_chars_sent: int = 0
+    refuses_tail: bool = False
     breaks_log_after: int | None = None  # characters, once
 
     def end(self, name: str, status: str = "SUCCEEDED", message: str = "") -> None:
@@ -84,6 +85,8 @@ class JobsApi:
 
     async def _tail(self, request: web.Request) -> web.WebSocketResponse:
         self.requests["tail"] += 1
+        if self.refuses_tail:
+            raise web.HTTPServiceUnavailable
         job = self.jobs[request.match_info["name"]]
         socket = web.WebSocketResponse()
         await socket.prepare(request)
