@@ -48,8 +48,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _reference(root: str) -> Lake:
     """The same work by one undisturbed process."""
-    assert bliss(["run", rows.RECIPE, "--methods", "bliss", "--set", "num_rounds=1", "--lake", root]) == 0
+    window = f"window_shards={rows.WINDOW_SHARDS}"
+    assert bliss(["run", rows.RECIPE, "--methods", "bliss", "--set", "num_rounds=1", "--set", window, "--lake", root]) == 0
     assert bliss(["rescore", rows.RUN, "--round", "1", "--corpus", rows.RECIPE, "--lake", root]) == 0
+    assert bliss(["store", "rebuild", "--lake", root]) == 0  # loads both
     return Lake.open(root)
 
 

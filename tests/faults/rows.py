@@ -26,7 +26,8 @@ from tests.s3.faulty_proxy import FaultyProxy
 from tests.stack.cluster import Cluster
 
 RECIPE, RUN = "smoke", "smoke-bliss-s0"
-ROUND = {"recipe": RECIPE, "num_rounds": 1}
+WINDOW_SHARDS = 5  # half of them, so that re-scoring has the other half to do
+ROUND = {"recipe": RECIPE, "num_rounds": 1, "window_shards": WINDOW_SHARDS}
 PATH: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("bliss_ingest", "ingest", {"recipe": RECIPE}),
     ("bliss_round", f"{RUN}-round-01", ROUND | {"method": "bliss", "seed": 0, "round": 1, "name": RUN}),
