@@ -10,9 +10,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tests.stack.cluster import Cluster
 
 OUTAGE_SECONDS = 30.0
 FROZEN_SECONDS = 60.0
+STALL_SECONDS, SILENCE_SECONDS = 60, 60  # what is frozen for good is noticed sooner than by default, so that a row takes minutes
 DISK_BYTES = 512_000_000
 RAY_WORKER = r"^ray::(?!IDLE|JobSupervisor|_?supervisor|DashboardAgent|RuntimeEnvAgent)"
 TASK_PROCESS = r"^airflow worker -- [0-9a-f]{8}-"
@@ -75,6 +76,7 @@ class Fault:
     name: str
     words: str
     strike: Strike
+    variables: Mapping[str, str] = field(default_factory=dict)  # of the cluster's .env
     setting: Callable[[Cluster], Iterator[None]] | None = None  # what has to be there before the cluster starts
     is_doubled: bool = False  # every DAG run is triggered twice, beside a second scheduler
 
@@ -123,6 +125,11 @@ def _freeze_node(scene: Scene, driver: Driver) -> str:
 def _freeze_driver(_scene: Scene, driver: Driver) -> str:
     driver.process.suspend()
     threading.Timer(FROZEN_SECONDS, _resume, [driver.process]).start()
+    return f"bliss {driver.stage}"
+
+
+def _freeze_driver_for_good(_scene: Scene, driver: Driver) -> str:
+    driver.process.suspend()
     return f"bliss {driver.stage}"
 
 
@@ -219,7 +226,18 @@ FAULTS = {
         Fault("s3-cut", "the next upload is cut in the middle", partial(_s3, "cut")),
         Fault("full-disk", "the disk of the Ray nodes and the head is full for 30 s", _fill_disk, setting=_small_disk),
         Fault("freeze-driver", "the stage's own process is frozen (SIGSTOP) for 60 s", _freeze_driver),
-        Fault("freeze-ray-worker", "a Ray worker process of the stage is frozen for good", _freeze_worker),
+        Fault(
+            "freeze-ray-worker",
+            f"a Ray worker process of the stage is frozen for good (BLISS_STALL_SECONDS={STALL_SECONDS})",
+            _freeze_worker,
+            variables={"BLISS_STALL_SECONDS": str(STALL_SECONDS)},
+        ),
+        Fault(
+            "freeze-driver-for-good",
+            f"the stage's own process is frozen for good (BLISS_SILENCE_SECONDS={SILENCE_SECONDS})",
+            _freeze_driver_for_good,
+            variables={"BLISS_SILENCE_SECONDS": str(SILENCE_SECONDS)},
+        ),
         Fault("freeze-ray-node", "the Ray node that runs the job is frozen for 60 s", _freeze_node),
         Fault("duplicates", "every DAG run is triggered twice, two schedulers run", _nothing, is_doubled=True),
     )

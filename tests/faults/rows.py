@@ -82,7 +82,7 @@ def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
                 proxies.append(stack.enter_context(FaultyProxy(upstream)))
             return proxies[0].endpoint
 
-        cluster = Cluster(s3_endpoint=endpoint)
+        cluster = Cluster(fault.variables, s3_endpoint=endpoint)
         if fault.setting is not None:
             stack.enter_context(fault.setting(cluster))
         stack.enter_context(cluster)
