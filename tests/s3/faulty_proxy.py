@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 
 CHUNK = 1 << 16
 UPSTREAM_SECONDS = 60.0
+SETTLE_SECONDS = 1.0
 HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "expect", "content-length")
 CODES = {500: "InternalError", 503: "SlowDown"}
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER without patience: closing sends RST
@@ -81,7 +82,8 @@ class FaultyProxy:
         self.upstream = (parts.hostname or "", parts.port or 80)
         self.requests: list[Request] = []
         self._rules: list[Rule] = []
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._num_open = 0  # requests that are not yet counted
         self._server = _Server(("127.0.0.1", port), self)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -127,11 +129,13 @@ class FaultyProxy:
     def counts(self) -> Counter[str]:
         """Requests by operation since the beginning or `forget()`."""
         with self._lock:
+            self._lock.wait_for(lambda: not self._num_open, SETTLE_SECONDS)  # a client has its answer before the request is counted
             return Counter(request.operation for request in self.requests)
 
     def forget(self) -> None:
         """Begin to count anew."""
         with self._lock:
+            self._lock.wait_for(lambda: not self._num_open, SETTLE_SECONDS)
             self.requests.clear()
 
     def holds(self, rule: Rule) -> bool:
@@ -139,8 +143,9 @@ class FaultyProxy:
             return rule in self._rules and not (rule.seconds is not None and rule.is_over)
 
     def rule_for(self, method: str, path: str) -> Rule | None:
-        """The first rule that fits, which counts this request."""
+        """The first rule that fits, which counts this request; `add_request` follows when it is answered."""
         with self._lock:
+            self._num_open += 1
             for rule in self._rules:
                 if rule.fits(method, path):
                     rule.num_hits += 1
@@ -150,6 +155,8 @@ class FaultyProxy:
     def add_request(self, request: Request) -> None:
         with self._lock:
             self.requests.append(request)
+            self._num_open -= 1
+            self._lock.notify_all()
 
     def _add(self, rule: Rule) -> Rule:
         with self._lock:
