@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from bliss_ops.airflow.owner import Owner, generation_of
 from bliss_ops.airflow.trigger import UNREACHABLE, Outcome, RayJobTrigger, as_client, outcome_of, short
+from bliss_ops.ray.following import follow
 from bliss_ops.ray.jobs import HEAD_WAIT_SECONDS, MISSING, STOPPED, SUCCEEDED, Job, RayUnreachable, entrypoint, patiently
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         assert self._jobs is not None
         assert self._submission_id is not None
         last_lines: deque[str] = deque(maxlen=NUM_LINES_IN_ERROR)
-        for line in self._jobs.follow(self._submission_id, head_wait_seconds=self.head_wait_seconds, silence_seconds=self.silence_seconds):
+        for line in follow(self._jobs, self._submission_id, head_wait_seconds=self.head_wait_seconds, silence_seconds=self.silence_seconds):
             self.log.info("%s", line)
             if line.strip():
                 last_lines.append(short(line))

@@ -223,16 +223,19 @@ class Following:
             log.warning("the end of the log of %s could not be read: %s", self._submission_id, error or "it does not end")
 
 
-def lines_of(following: Following) -> Iterator[str]:
-    """`following.lines()` for callers without an event loop.
+def follow(
+    jobs: RayJobs, submission_id: str, *, head_wait_seconds: float = HEAD_WAIT_SECONDS, silence_seconds: float | None = None
+) -> Iterator[str]:
+    """A job's log lines from the first on, for callers without an event loop; ends when the job has (arguments: `Following`).
 
     The loop is in a thread of its own: a timeout or a kill of a task is an exception that a signal raises in the main thread, wherever
     that is, and within a loop it would end up in any of its tasks.
     """
+    following = Following(jobs, submission_id, head_wait_seconds=head_wait_seconds, silence_seconds=silence_seconds)
     arrived: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
 
-    async def follow() -> None:
+    async def read() -> None:
         async for line in following.lines():
             arrived.put(line)
             while arrived.qsize() > MOST_LINES_AHEAD:
@@ -244,7 +247,7 @@ def lines_of(following: Following) -> Iterator[str]:
         finally:
             arrived.put(None)
 
-    task = loop.create_task(follow())
+    task = loop.create_task(read())
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="following", daemon=True)
     thread.start()
     try:

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,14 +120,6 @@ class RayJobs:
             self._request("POST", f"{self.path(submission_id)}/stop", timeout_seconds=timeout_seconds)
         except UnknownJob:
             return
-
-    def follow(
-        self, submission_id: str, *, head_wait_seconds: float = HEAD_WAIT_SECONDS, silence_seconds: float | None = None
-    ) -> Iterator[str]:
-        """The job's log lines from the first on, as they are written; ends when the job has (arguments: `Following`)."""
-        from bliss_ops.ray.following import Following, lines_of
-
-        return lines_of(Following(self, submission_id, head_wait_seconds=head_wait_seconds, silence_seconds=silence_seconds))
 
     def path(self, submission_id: str) -> str:
         """The job's place in the API."""

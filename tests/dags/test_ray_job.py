@@ -146,7 +146,7 @@ class TestLog:
             api.end(FIRST)
 
         writing = soon(write, when=lambda: api.requests["tail"])
-        lines = list(RayJobs(api.address).follow(FIRST))
+        lines = list(following.follow(RayJobs(api.address), FIRST))
         writing.join()
         assert lines == [f"line {number}" for number in range(200)]
         assert api.requests["details"] > 10
@@ -157,7 +157,7 @@ class TestLog:
         monkeypatch.setattr(following, "SMALL_LOG_CHARS", 100)
         job = running(api, log="x" * 500 + "\n")
         ending = soon(lambda: (setattr(job, "log", f"{job.log}last\n"), api.end(FIRST)), when=lambda: api.log_chars_sent)
-        assert list(RayJobs(api.address).follow(FIRST)) == ["x" * 500, "last"]
+        assert list(following.follow(RayJobs(api.address), FIRST)) == ["x" * 500, "last"]
         ending.join()
         assert (api.requests["logs"], api.log_chars_sent) == (0, len(job.log))
 
@@ -165,7 +165,7 @@ class TestLog:
         job = running(api, log="one\ntwo\nthree\n")
         api.breaks_log_after = 6
         ending = soon(lambda: (setattr(job, "log", f"{job.log}four\n"), api.end(FIRST)), when=lambda: api.requests["tail"] == 2)
-        assert list(RayJobs(api.address).follow(FIRST)) == ["one", "two", "three", "four"]
+        assert list(following.follow(RayJobs(api.address), FIRST)) == ["one", "two", "three", "four"]
         ending.join()
 
     def test_one_that_cannot_be_read_fails_no_task(self, api: JobsApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ class TestLog:
         running(api)
         api.end(FIRST)
         operator().execute(context("fit", StateStore({KEY: FIRST})))
-        assert list(RayJobs(api.address).follow(FIRST)) == []
+        assert list(following.follow(RayJobs(api.address), FIRST)) == []
 
 
 class TestHead:

@@ -100,14 +100,15 @@ def _kill_driver(_scene: Scene, driver: Driver) -> str:
     return f"bliss {driver.stage}"
 
 
-def _kill_one(find: Callable[[Scene], list[psutil.Process]], scene: Scene, _driver: Driver) -> str:
+def _signal_one(number: signal.Signals, find: Callable[[Scene], list[psutil.Process]], scene: Scene, _driver: Driver) -> str:
+    """The first that is found, or that comes within seconds."""
     deadline = time.monotonic() + WAIT_FOR_VICTIM_SECONDS
     while not (found := find(scene)) and time.monotonic() < deadline:
         time.sleep(0.1)
     if not found:
         return ""
     words = _words(found[0])
-    found[0].kill()
+    found[0].send_signal(number)
     return words
 
 
@@ -131,18 +132,6 @@ def _freeze_driver(_scene: Scene, driver: Driver) -> str:
 def _freeze_driver_for_good(_scene: Scene, driver: Driver) -> str:
     driver.process.suspend()
     return f"bliss {driver.stage}"
-
-
-def _freeze_worker(scene: Scene, _driver: Driver) -> str:
-    """For good: nobody wakes it again."""
-    deadline = time.monotonic() + WAIT_FOR_VICTIM_SECONDS
-    while not (found := scene.ray_workers()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if not found:
-        return ""
-    words = _words(found[0])
-    found[0].suspend()
-    return words
 
 
 def _resume(process: psutil.Process) -> None:
@@ -207,8 +196,8 @@ FAULTS = {
     for fault in (
         Fault("nothing", "nothing: the undisturbed run", _nothing),
         Fault("kill-driver", "the stage's own process (Ray job driver), kill -9", _kill_driver),
-        Fault("kill-ray-worker", "a Ray worker process of the stage, kill -9", partial(_kill_one, Scene.ray_workers)),
-        Fault("kill-task", "Airflow's task process, kill -9", partial(_kill_one, _tasks)),
+        Fault("kill-ray-worker", "a Ray worker process of the stage, kill -9", partial(_signal_one, signal.SIGKILL, Scene.ray_workers)),
+        Fault("kill-task", "Airflow's task process, kill -9", partial(_signal_one, signal.SIGKILL, _tasks)),
         Fault("kill-ray-node", "the Ray node that runs the job, kill -9", _kill_node),
         Fault("kill-ray-head", "the Ray head, kill -9", _kill("ray-head")),
         Fault("restart-ray-head", "the Ray head, restarted (SIGTERM)", _kill("ray-head", signal.SIGTERM)),
@@ -229,7 +218,7 @@ FAULTS = {
         Fault(
             "freeze-ray-worker",
             f"a Ray worker process of the stage is frozen for good (BLISS_STALL_SECONDS={STALL_SECONDS})",
-            _freeze_worker,
+            partial(_signal_one, signal.SIGSTOP, Scene.ray_workers),
             variables={"BLISS_STALL_SECONDS": str(STALL_SECONDS)},
         ),
         Fault(

@@ -15,6 +15,7 @@ pytest.importorskip("airflow")
 from bliss_ops.airflow.operator import BlissStageOperator
 from bliss_ops.airflow.owner import Owner, submission_id
 from bliss_ops.airflow.ray_job import RayJobFailed
+from bliss_ops.ray.following import follow
 from bliss_ops.ray.jobs import MISSING, RayJobs, RayUnreachable
 from tests.ray.tasks import StateStore, context
 
@@ -58,21 +59,21 @@ def test_a_command_reaches_the_job_argument_by_argument(jobs: RayJobs) -> None:
         "!!",
     ]
     jobs.submit("arguments", ["python", "-c", "import sys; print(sys.argv[1:])", *arguments])
-    assert repr(arguments) in list(jobs.follow("arguments"))
+    assert repr(arguments) in list(follow(jobs, "arguments"))
     assert jobs.status("arguments") == "SUCCEEDED"
     assert jobs.status("never submitted") == MISSING
 
 
 def test_a_long_log_arrives_whole_and_in_order(jobs: RayJobs) -> None:
     jobs.submit("long", ["python", "-c", "import time\nfor i in range(3000):\n  print('line', i)\n  i % 1000 or time.sleep(0.6)"])
-    assert [line for line in jobs.follow("long") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
+    assert [line for line in follow(jobs, "long") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
 
 
 def test_a_very_long_log_is_not_read_again_at_its_end(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bliss_ops.ray.following.SMALL_LOG_CHARS", 1000)
     monkeypatch.setattr("bliss_ops.ray.following.Following._get", _without_logs(monkeypatch))
     jobs.submit("very-long", ["python", "-c", "import time\nfor i in range(3000):\n  print('line', i)\n  i % 1000 or time.sleep(1.5)"])
-    assert [line for line in jobs.follow("very-long") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
+    assert [line for line in follow(jobs, "very-long") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
 
 
 def _without_logs(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -91,7 +92,7 @@ def test_a_submission_whose_answer_was_lost_is_made_once(jobs: RayJobs, tmp_path
     witness = str(tmp_path / "witness")
     for _ in range(2):
         jobs.submit("twice", ["bliss", "slow", witness])
-    list(jobs.follow("twice"))
+    list(follow(jobs, "twice"))
     assert Path(witness).read_text() == "slow began\nslow ended\n"
 
 
@@ -114,7 +115,7 @@ def test_a_stage_runs_and_says_whose_it_is(jobs: RayJobs, monkeypatch: pytest.Mo
     assert job.status == "SUCCEEDED"
     assert Owner.from_metadata(job.metadata) == Owner("tests", "bliss_round", "demo-round-01", "greet", -1, 1)
     assert pushed["ti"].xcoms == {"ray_job_link": f"{jobs.address}/#/jobs/{name_of('greet')}"}
-    log = "\n".join(jobs.follow(name_of("greet")))
+    log = "\n".join(follow(jobs, name_of("greet")))
     assert "hello from demo" in log
     assert "lake s3://bucket/lake" in log
 
