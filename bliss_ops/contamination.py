@@ -18,8 +18,8 @@ from upath import UPath
 from bliss_ops import schemas
 from bliss_ops.config import EvaluationConfig
 from bliss_ops.lake import Run, shard_file, write_parquet
-from bliss_ops.manifest import Metrics, describe, find_manifest
-from bliss_ops.sharding import ShardRecord, report_part
+from bliss_ops.manifest import describe, find_manifest
+from bliss_ops.sharding import Metrics, ShardRecord, report_part
 
 if TYPE_CHECKING:
     from bliss_ops.corpus.tokenizer import Tokenizer

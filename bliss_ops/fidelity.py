@@ -16,8 +16,7 @@ from upath import UPath
 from bliss_ops import rank_correlation, schemas, selectors
 from bliss_ops.config import RunConfig
 from bliss_ops.lake import Run, remove, shard_file, write_parquet
-from bliss_ops.manifest import Metrics
-from bliss_ops.sharding import ROWS_PER_SHARD
+from bliss_ops.sharding import ROWS_PER_SHARD, Metrics
 
 if TYPE_CHECKING:
     from bliss_ops.training.starting import StartingModel

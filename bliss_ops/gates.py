@@ -15,7 +15,8 @@ from upath import UPath
 from bliss_ops import selection
 from bliss_ops.config import CorpusGatesConfig, GatesConfig, RunConfig
 from bliss_ops.lake import Corpus, Run, remove, write_json
-from bliss_ops.manifest import Manifest, Metrics, find_manifest, read_manifest
+from bliss_ops.manifest import Manifest, find_manifest, read_manifest
+from bliss_ops.sharding import Metrics
 
 REPORT = "report.json"
 CORPUS_SECTION, ROUND_SECTION = "ingest.gates", "gates"

@@ -3,48 +3,36 @@
 An artifact is a directory with a `manifest.json`: which stage made it, from which settings and inputs, what came out. Opening a
 stage's artifact has four outcomes: *done* (same fingerprint, files in place: no work), *new*, *resumed* (begun with the same
 fingerprint, killed before its manifest), or `ArtifactMismatchError` (begun or done with other settings or inputs). `begun.json` marks a
-begun artifact so that a resume cannot mix two settings. Shards have a finer record each, so a killed stage loses the shards in work.
-
-A worker may outlive what it works for: the artifact is deleted and begun anew, or another driver has finished the shard. So right
-before a shard's file appears, its worker looks whether the artifact is still the one it was started for and the shard still to do.
+begun artifact so that a resume cannot mix two settings. Shards have a finer record each
+(shard_records.py), so a killed stage loses the shards in work.
 """
 
 import hashlib
-import itertools
 import json
 import logging
-import os
-import platform
 import re
-import subprocess
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, Field
 from upath import UPath
 
-from bliss_ops import metering
+from bliss_ops import metering, provenance
 from bliss_ops.collected import check_not_collected, find_collected, forget_collected, write_collected
-from bliss_ops.lake import Lake, at_once, checked_by, content_of, read_bytes, sweep_temporary_files, uploaded_content, write_json
+from bliss_ops.lake import Lake, at_once, content_of, read_bytes, sweep_temporary_files, uploaded_content, write_json
 from bliss_ops.launching import Launcher
-from bliss_ops.sharding import Cost, Output, ShardMapper, ShardRecord, map_locally
+from bliss_ops.shard_records import all_records, check_begun, find_shards, is_in_place, make_fenced, record_path
+from bliss_ops.sharding import Cost, Metrics, Output, ShardMapper, ShardRecord, map_locally, sum_metrics
 
 log = logging.getLogger(__name__)
 
-Metrics = dict[str, Any]
 _SHARD_FILE = re.compile(r"(?:^|/)shard-(\d+)[.]parquet$")
 
 
 class ArtifactMismatchError(ValueError):
     """The artifact exists, made from other settings or inputs."""
-
-
-class ReplacedError(ValueError):
-    """The artifact is no longer the one that this work was begun for."""
 
 
 class OtherBytesError(ValueError):
@@ -122,7 +110,7 @@ class Artifact:
         if manifest is not None and not (self.replaceable and manifest.fingerprint != self.fingerprint):
             self._check_same(manifest.fingerprint, manifest.identity, manifest.inputs)
             outputs = [output for output in manifest.outputs if only is None or _is_of(output, only)]
-            are_there = at_once(partial(_in_place, self.directory), outputs, self.directory)
+            are_there = at_once(partial(is_in_place, self.directory), outputs, self.directory)
             missing = [output.path for output, is_there in zip(outputs, are_there, strict=True) if not is_there]
             if not missing:
                 log.info("%s: %s is done (fingerprint %s), nothing to do", self.stage, self.address, self.fingerprint[:12])
@@ -174,10 +162,9 @@ class Artifact:
             outputs=sorted(outputs, key=lambda output: output.path),
             metrics=metrics or {},
             shards=sorted(shards),
-            package_version=_version("bliss-ops"),
-            git_commit=_git_commit(),
-            versions={"python": platform.python_version()}
-            | {name: _version(name) for name in ("torch", "transformers", "pyarrow", "duckdb")},
+            package_version=provenance.version_of(provenance.PACKAGE),
+            git_commit=provenance.git_commit(),
+            versions=provenance.versions(),
             begun_at=begun_at,
             finished_at=_now(),
             cost=cost,
@@ -237,12 +224,12 @@ class Artifact:
         missing = [shard for shard, record in zip(mine, find_shards(self.directory, mine), strict=True) if record is None]
         if len(missing) < len(mine):
             log.info("%s: %d of %d shards are done already", self.stage, len(mine) - len(missing), len(mine))
-        make_fenced = partial(_make_fenced, make_worker, self.directory, self.fingerprint)
+        fenced = partial(make_fenced, make_worker, self.directory, self.fingerprint)
         description = f"{self.stage} {self.address}"
-        for record in mapper(make_fenced, missing, description=description, in_flight=in_flight, on_gpu=on_gpu):
+        for record in mapper(fenced, missing, description=description, in_flight=in_flight, on_gpu=on_gpu):
             check_begun(self.directory, self.fingerprint)
-            write_json(_record_path(self.directory, record.shard), record.model_dump())
-        complete = _all_records(self.directory, shards)
+            write_json(record_path(self.directory, record.shard), record.model_dump())
+        complete = all_records(self.directory, shards)
         if complete is None:
             return None
         outputs = [output for record in complete for output in record.outputs]
@@ -278,89 +265,6 @@ class Artifact:
             f"{self.stage}: {self.directory} was made with other settings or inputs:\n{listing}\n"
             f"Either put the settings back, or keep what is there and use another name; to make it again, delete {self.directory}."
         )
-
-
-class _MadeMeanwhile(Exception):  # noqa: N818 - a signal between two functions of this file
-    pass
-
-
-def _make_fenced(
-    make_worker: Callable[[], Callable[[int], ShardRecord]], directory: UPath, fingerprint: str
-) -> Callable[[int], ShardRecord]:
-    with metering.Meter() as beginning:
-        worker = make_worker()
-    to_begin_with = iter([beginning.cost()])  # goes to the worker's first shard
-
-    def work(shard: int) -> ShardRecord:
-        def check() -> None:
-            check_begun(directory, fingerprint)
-            if find_shard(directory, shard) is not None:
-                raise _MadeMeanwhile
-
-        try:
-            with checked_by(check), metering.Meter() as meter:
-                record = worker(shard)
-            record.cost = metering.total([*itertools.islice(to_begin_with, 1), meter.cost()])
-            return record
-        except FileNotFoundError:  # its directory may be gone, and the temporary file with it
-            check_begun(directory, fingerprint)
-            raise
-        except _MadeMeanwhile:
-            theirs = find_shard(directory, shard)
-            assert theirs is not None
-            log.info("shard %d of %s was made by another worker meanwhile: this one's is thrown away", shard, directory)
-            return theirs
-
-    return work
-
-
-def check_begun(directory: UPath, fingerprint: str) -> None:
-    """Return when the artifact of `directory` is still the one that was begun with `fingerprint`.
-
-    Raises:
-        ReplacedError: it was deleted, or begun with other settings or inputs.
-    """
-    try:
-        begun = json.loads(read_bytes(directory / "begun.json"))["fingerprint"]
-    except FileNotFoundError:
-        raise ReplacedError(f"{directory} was deleted while it was worked on: what was made since is thrown away") from None
-    if begun != fingerprint:
-        raise ReplacedError(
-            f"{directory} was begun again with other settings or inputs (fingerprint {begun[:12]}, this work belongs to "
-            f"{fingerprint[:12]}): what was made for the former ones is thrown away, nothing is to be done"
-        )
-
-
-def find_shard(directory: UPath, shard: int) -> ShardRecord | None:
-    """The record of a finished shard whose files are in place, else None."""
-    try:
-        record = ShardRecord.model_validate_json(read_bytes(_record_path(directory, shard)))
-    except FileNotFoundError:
-        return None
-    return record if all(_in_place(directory, output) for output in record.outputs) else None
-
-
-def find_shards(directory: UPath, shards: Sequence[int]) -> Iterator[ShardRecord | None]:
-    """`find_shard` of each of `shards`, in their order."""
-    return at_once(partial(find_shard, directory), shards, directory)
-
-
-def _all_records(directory: UPath, shards: Sequence[int]) -> list[ShardRecord] | None:
-    """The records of all shards in their order; None as soon as one is found that is not finished.
-
-    The last shards are looked at first: each group works from its first to its last, so what is missing is found there. Of 64 groups all
-    but the last few to end ask for some dozens of records instead of for every one.
-    """
-    records = []
-    for record in find_shards(directory, shards[::-1]):
-        if record is None:
-            return None
-        records.append(record)
-    return records[::-1]
-
-
-def _record_path(directory: UPath, shard: int) -> UPath:
-    return directory / "_shards" / f"shard-{shard:05d}.json"
 
 
 def find_manifest(directory: UPath) -> Manifest | None:
@@ -411,22 +315,6 @@ def check_content(directory: UPath, outputs: Iterable[Output], *, made_by: str) 
         pass
 
 
-def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:
-    """Counts of all shards, added up by name."""
-    totals: Metrics = {}
-    for record in records:
-        for name, value in record.metrics.items():
-            totals[name] = totals.get(name, 0) + value
-    return totals
-
-
-def _in_place(directory: UPath, output: Output) -> bool:
-    try:
-        return bool((directory / output.path).stat().st_size == output.bytes)
-    except FileNotFoundError:
-        return False
-
-
 def _is_of(output: Output, shards: Collection[int]) -> bool:
     """Whether a file is one of these shards', or of no shard."""
     found = _SHARD_FILE.search(output.path)
@@ -446,24 +334,3 @@ def _hash(value: Any) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-@cache
-def _git_commit() -> str:
-    """Commit of the code, from BLISS_GIT_COMMIT (images) or the checkout; empty when there is neither."""
-    if commit := os.environ.get("BLISS_GIT_COMMIT"):
-        return commit
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip()

@@ -21,9 +21,9 @@ from upath import UPath
 from bliss_ops import schemas, selectors
 from bliss_ops.config import RunConfig
 from bliss_ops.lake import shard_file, write_parquet
-from bliss_ops.manifest import Metrics, describe, sum_metrics
+from bliss_ops.manifest import describe
 from bliss_ops.models.scorer import ModelScorer
-from bliss_ops.sharding import ShardRecord, report_part
+from bliss_ops.sharding import Metrics, ShardRecord, report_part, sum_metrics
 
 if TYPE_CHECKING:
     from bliss_ops.selectors import Scorer

@@ -7,12 +7,12 @@ how far it is inside a shard is seen to move every few seconds, also where a sha
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, Field
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_SHARD = 10_000_000  # sequence_id = shard * ROWS_PER_SHARD + row; document_id likewise
 SECONDS_BETWEEN_LINES = 3.0
+
+Metrics = dict[str, Any]
 
 
 class Output(BaseModel):
@@ -173,6 +175,15 @@ class Progress:
         rate = f" {num_tokens / seconds / 1000:.0f}k tok/s" if num_tokens else ""
         eta = f" eta {seconds / done * (self.total - done):.0f}s" if done else ""
         log.info("%s: %d/%d %s (%.0f%%)%s%s", self.description, self.done, self.total, self.unit, 100 * done / self.total, rate, eta)
+
+
+def sum_metrics(records: Iterable[ShardRecord]) -> Metrics:
+    """Counts of all shards, added up by name."""
+    totals: Metrics = {}
+    for record in records:
+        for name, value in record.metrics.items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
 
 
 def group_shards(shards: Sequence[int], group: int, num_groups: int) -> list[int]:

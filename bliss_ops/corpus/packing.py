@@ -19,8 +19,8 @@ from bliss_ops.corpus.arrays import Int64s, Integers
 from bliss_ops.corpus.parquet import parquet_file
 from bliss_ops.corpus.tokenizer import Tokenizer, load
 from bliss_ops.lake import shard_file
-from bliss_ops.manifest import Metrics, describe, sum_metrics
-from bliss_ops.sharding import ROWS_PER_SHARD, ShardRecord
+from bliss_ops.manifest import describe
+from bliss_ops.sharding import ROWS_PER_SHARD, Metrics, ShardRecord, sum_metrics
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from bliss_ops.corpus import harvest
 from bliss_ops.corpus.addresses import Address, check_place, read_whole, readable, resolve
 from bliss_ops.corpus.readers import ENDINGS
 from bliss_ops.lake import sha256_of, write_json
-from bliss_ops.manifest import Metrics
 from bliss_ops.names import redacted
+from bliss_ops.sharding import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from bliss_ops.config import IngestConfig
 from bliss_ops.corpus.addresses import read_whole, readable, resolve
 from bliss_ops.corpus.arrays import Int64s, Integers
 from bliss_ops.lake import Corpus, shard_file, write_bytes
-from bliss_ops.manifest import Metrics, read_manifest
+from bliss_ops.manifest import read_manifest
+from bliss_ops.sharding import Metrics
 
 log = logging.getLogger(__name__)
 

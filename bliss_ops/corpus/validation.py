@@ -28,7 +28,7 @@ from bliss_ops.corpus.bounds import Bounds
 from bliss_ops.corpus.parquet import parquet_file
 from bliss_ops.corpus.readers import Reject, read_records
 from bliss_ops.corpus.tokenizer import Tokenizer, load
-from bliss_ops.manifest import Metrics
+from bliss_ops.sharding import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from upath import UPath
 from bliss_ops import schemas
 from bliss_ops.exchange.selected import DocumentShares, Selected, document_shares
 from bliss_ops.lake import atomic_file, shard_file
-from bliss_ops.manifest import Metrics, describe, sum_metrics
-from bliss_ops.sharding import ShardRecord
+from bliss_ops.manifest import describe
+from bliss_ops.sharding import Metrics, ShardRecord, sum_metrics
 
 Compression = Literal["zstd", "gzip", "none"]
 ENDINGS: dict[Compression, str] = {"zstd": ".zst", "gzip": ".gz", "none": ""}

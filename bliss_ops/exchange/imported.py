@@ -24,8 +24,8 @@ from bliss_ops.corpus.addresses import Address, readable, resolve
 from bliss_ops.corpus.arrays import Int64s
 from bliss_ops.corpus.parquet import damage_is_a_value_error
 from bliss_ops.lake import Corpus, sha256_of, shard_file
-from bliss_ops.manifest import Artifact, Manifest, Metrics, read_manifest
-from bliss_ops.sharding import ROWS_PER_SHARD, ShardRecord
+from bliss_ops.manifest import Artifact, Manifest, read_manifest
+from bliss_ops.sharding import ROWS_PER_SHARD, Metrics, ShardRecord
 
 log = logging.getLogger(__name__)
 

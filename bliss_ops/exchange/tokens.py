@@ -19,8 +19,8 @@ from bliss_ops.corpus import tokenizer
 from bliss_ops.corpus.arrays import Int64s, Integers
 from bliss_ops.exchange.selected import Pieces, Selected, iter_pieces
 from bliss_ops.lake import atomic_file, write_json
-from bliss_ops.manifest import Metrics
 from bliss_ops.selectors.random import splitmix64
+from bliss_ops.sharding import Metrics
 
 MEGATRON_HEADER = b"MMIDIDX\x00\x00"
 MEGATRON_VERSION = 1

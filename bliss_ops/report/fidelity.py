@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from bliss_ops.fidelity import INFLUENCES
 from bliss_ops.lake import Run
-from bliss_ops.manifest import Metrics, find_manifest
+from bliss_ops.manifest import find_manifest
 from bliss_ops.rank_correlation import midranks, spearman, spearman_standard_error
 from bliss_ops.report import charts
 from bliss_ops.report.facts import Facts
+from bliss_ops.sharding import Metrics
 
 ENOUGH_PROBES = 8  # below it a rank correlation is grey: its standard error is a third and more
 PROBES = """

@@ -12,7 +12,8 @@ from bliss_ops import contamination
 from bliss_ops.evaluation import RESULTS
 from bliss_ops.evaluation.measures import ACCURACY, ACCURACY_NORM, AVERAGE, BITS_PER_BYTE, LOG_LIKELIHOOD, PERPLEXITY
 from bliss_ops.lake import Run
-from bliss_ops.manifest import Metrics, find_manifest
+from bliss_ops.manifest import find_manifest
+from bliss_ops.sharding import Metrics
 
 METRICS = (ACCURACY, ACCURACY_NORM, BITS_PER_BYTE, PERPLEXITY)
 

@@ -19,11 +19,19 @@ class OtlpReceiver(Receiver):
     @property
     def series(self) -> dict[str, dict[str, str]]:
         """The names that Prometheus would have, each with its last labels."""
-        return {name: labels for _, _, body in list(self.requests) for name, labels in translated(body)}
+        return {name: labels for name, _, labels in self._points()}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {name: kind for name, kind, _ in self._points()}
+
+    def _points(self) -> Iterator[tuple[str, str, dict[str, str]]]:
+        for _, _, body in list(self.requests):
+            yield from translated(body)
 
 
-def translated(body: bytes) -> Iterator[tuple[str, dict[str, str]]]:
-    """(name, labels) of every point of a request."""
+def translated(body: bytes) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """(name, kind, labels) of every point of a request."""
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
     request = ExportMetricsServiceRequest.FromString(body)
@@ -36,7 +44,7 @@ def translated(body: bytes) -> Iterator[tuple[str, dict[str, str]]]:
                 data = getattr(metric, kind)
                 name = prometheus_name(metric.name, metric.unit, is_counter=kind == "sum" and data.is_monotonic)
                 for point in data.data_points:
-                    yield name, whose | {_escaped(key): value for key, value in _attributes(point.attributes).items()}
+                    yield name, kind, whose | {_escaped(key): value for key, value in _attributes(point.attributes).items()}
 
 
 def prometheus_name(name: str, unit: str = "", *, is_counter: bool = False) -> str:

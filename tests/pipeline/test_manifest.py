@@ -11,7 +11,8 @@ import pytest
 from upath import UPath
 
 from bliss_ops.lake import Lake, atomic_file, write_bytes
-from bliss_ops.manifest import Artifact, ArtifactMismatchError, ReplacedError, describe, find_manifest
+from bliss_ops.manifest import Artifact, ArtifactMismatchError, describe, find_manifest
+from bliss_ops.shard_records import ReplacedError
 from bliss_ops.sharding import ShardRecord
 
 
