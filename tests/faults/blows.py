@@ -1,7 +1,7 @@
 """What is broken, how, and what heals it: one `Fault` for each row of the matrix.
 
-A blow is struck once in every stage, while the stage's command runs. What ends is started again by the cluster's restart policy, as
-Docker would; nothing else helps.
+A blow is struck once in every stage, while the stage's command runs, or its task's process where that is what is hit. What ends is
+started again by the cluster's restart policy, as Docker would; nothing else helps.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ WAIT_FOR_VICTIM_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Driver:
-    """A stage's command at work."""
+    """A stage's command at work, or, for a fault `of_tasks`, the process of its task that submits it or concludes it."""
 
     stage: str
     process: psutil.Process
@@ -49,6 +49,10 @@ class Scene:
         """The Ray node whose container a process is in; the first worker node when it is gone."""
         nodes = [name for name in self.cluster.names if name.startswith("ray-worker")]
         return next((name for name in nodes if process.pid in self.cluster.pids(name)), nodes[0])
+
+    def task_processes(self) -> list[psutil.Process]:
+        """Of tasks that do not wait in the triggerer."""
+        return self.find(TASK_PROCESS, "airflow-scheduler")
 
     def find(self, pattern: str, *containers: str) -> list[psutil.Process]:
         """Living processes of these containers whose command line fits."""
@@ -78,6 +82,7 @@ class Fault:
     strike: Strike
     variables: Mapping[str, str] = field(default_factory=dict)  # of the cluster's .env
     setting: Callable[[Cluster], Iterator[None]] | None = None  # what has to be there before the cluster starts
+    of_tasks: bool = False  # struck is a task's process, not its stage's command
     is_doubled: bool = False  # every DAG run is triggered twice, beside a second scheduler
 
 
@@ -100,6 +105,11 @@ def _kill_driver(_scene: Scene, driver: Driver) -> str:
     return f"bliss {driver.stage}"
 
 
+def _kill_task(_scene: Scene, driver: Driver) -> str:
+    driver.process.kill()
+    return f"the task of {driver.stage}"
+
+
 def _signal_one(number: signal.Signals, find: Callable[[Scene], list[psutil.Process]], scene: Scene, _driver: Driver) -> str:
     """The first that is found, or that comes within seconds."""
     deadline = time.monotonic() + WAIT_FOR_VICTIM_SECONDS
@@ -110,10 +120,6 @@ def _signal_one(number: signal.Signals, find: Callable[[Scene], list[psutil.Proc
     words = _words(found[0])
     found[0].send_signal(number)
     return words
-
-
-def _tasks(scene: Scene) -> list[psutil.Process]:
-    return scene.find(TASK_PROCESS, "airflow-scheduler")
 
 
 def _freeze_node(scene: Scene, driver: Driver) -> str:
@@ -197,7 +203,7 @@ FAULTS = {
         Fault("nothing", "nothing: the undisturbed run", _nothing),
         Fault("kill-driver", "the stage's own process (Ray job driver), kill -9", _kill_driver),
         Fault("kill-ray-worker", "a Ray worker process of the stage, kill -9", partial(_signal_one, signal.SIGKILL, Scene.ray_workers)),
-        Fault("kill-task", "Airflow's task process, kill -9", partial(_signal_one, signal.SIGKILL, _tasks)),
+        Fault("kill-task", "Airflow's task process as it submits or concludes, kill -9", _kill_task, of_tasks=True),
         Fault("kill-ray-node", "the Ray node that runs the job, kill -9", _kill_node),
         Fault("kill-ray-head", "the Ray head, kill -9", _kill("ray-head")),
         Fault("restart-ray-head", "the Ray head, restarted (SIGTERM)", _kill("ray-head", signal.SIGTERM)),

@@ -12,16 +12,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import duckdb
 
 from bliss_ops.lake import Lake
 from bliss_ops.manifest import Manifest, read_manifest
 from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES
-from bliss_ops.stack.airflow_api import FINISHED, AirflowError, TaskInstance
+from bliss_ops.stack.airflow_api import FINISHED, TaskInstance
 from tests.faults.blows import Fault, Scene
-from tests.faults.striking import Blow, Striker
+from tests.faults.striking import UNREACHABLE, Blow, Striker
 from tests.s3.faulty_proxy import FaultyProxy
 from tests.stack.cluster import Cluster
 
@@ -36,7 +35,6 @@ PATH: tuple[tuple[str, str, dict[str, Any]], ...] = (
 DAG_RUN_SECONDS = 2400.0  # later it counts as stuck
 POLL_SECONDS = 2.0
 ORPHAN_SECONDS = 420.0  # within which the reconciliation has stopped what nobody waits for
-UNREACHABLE = (URLError, OSError, AirflowError, ValueError)
 
 
 @dataclass

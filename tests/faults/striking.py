@@ -1,19 +1,24 @@
 """Watches the cluster's processes for stages at work and strikes each stage once."""
 
+import contextlib
 import random
 import re
 import threading
 import time
 from dataclasses import dataclass
+from urllib.error import URLError
 
 import psutil
 
+from bliss_ops.stack.airflow_api import AirflowError
 from bliss_ops.stack.processes import MARKER
 from tests.faults.blows import Driver, Fault, Scene
 
+UNREACHABLE = (URLError, OSError, AirflowError, ValueError)  # the API server, or what it needs, is being struck
 POLL_SECONDS = 0.2
 YOUNG_SECONDS = 5.0  # a process may still become another one
 LATEST_SECONDS = 2.5  # of a stage's command; a blow comes at a random moment until then
+LATEST_SECONDS_OF_TASK = 0.5  # of a task's process that only submits, or only concludes
 COMMAND = re.compile(r"/bliss ([a-z][a-z-]+)")
 
 
@@ -38,10 +43,13 @@ class Striker(threading.Thread):
         self._begun = time.monotonic()
         self._ended = threading.Event()
         self._seen: set[tuple[int, float]] = set()
+        self._look = self._tasks if fault.of_tasks else self._drivers
+        self._latest_seconds = LATEST_SECONDS_OF_TASK if fault.of_tasks else LATEST_SECONDS
+        self._spared: set[str] = set()
 
     def run(self) -> None:
         while self._left and not self._ended.wait(POLL_SECONDS):
-            for driver in self._drivers():
+            for driver in self._look():
                 if driver.stage in self._left:
                     self._left.discard(driver.stage)
                     self._strike(driver)
@@ -52,7 +60,7 @@ class Striker(threading.Thread):
         self.join()
 
     def _strike(self, driver: Driver) -> None:
-        self._ended.wait(self._random.uniform(0.0, LATEST_SECONDS))
+        self._ended.wait(self._random.uniform(0.0, self._latest_seconds))
         was_running = driver.process.is_running()
         at = time.monotonic() - self._begun
         try:
@@ -60,6 +68,28 @@ class Striker(threading.Thread):
         except psutil.NoSuchProcess:
             hit = ""
         self.blows.append(Blow(driver.stage, round(at, 1), hit, was_running))
+
+    def _tasks(self) -> list[Driver]:
+        """Processes of stages' tasks that have not been looked at. Of half of the stages the first, which submits the job, is spared."""
+        found = []
+        for process in self._scene.task_processes():
+            with contextlib.suppress(psutil.Error, *UNREACHABLE):
+                key = (process.pid, process.create_time())
+                if key not in self._seen and (stage := self._stage_of(process.cmdline()[-1].split()[-1])):
+                    self._seen.add(key)
+                    if stage in self._spared or self._random.random() < 0.5:
+                        found.append(Driver(stage, process))
+                    self._spared.add(stage)
+        return found
+
+    def _stage_of(self, task_instance: str) -> str:
+        """The command that a task is for; empty when Airflow does not know it (yet)."""
+        newest = self._scene.cluster.api._call("GET", "/api/v2/dags/~/dagRuns/~/taskInstances?limit=50&order_by=-start_date")
+        for item in newest["task_instances"]:
+            if item["id"] == task_instance:
+                is_rescored = (item["dag_id"], item["task_id"]) == ("bliss_rescore", "load")
+                return "load-scores" if is_rescored else str(item["task_id"]).replace("_", "-")
+        return ""
 
     def _drivers(self) -> list[Driver]:
         """Stage commands of this cluster that have not been looked at, oldest first."""
