@@ -36,6 +36,7 @@ class TaskInstance:
     try_number: int
     duration: float | None
     started_at: str | None
+    ended_at: str | None = None
 
 
 class AirflowApi:
@@ -117,6 +118,7 @@ class AirflowApi:
                 try_number=item["try_number"],
                 duration=item["duration"],
                 started_at=item["start_date"],
+                ended_at=item["end_date"],
             )
             for item in found
         ]

@@ -28,6 +28,16 @@ DISK_BYTES = 512_000_000
 RAY_WORKER = r"^ray::(?!IDLE|JobSupervisor|_?supervisor|DashboardAgent|RuntimeEnvAgent)"
 TASK_PROCESS = r"^airflow worker -- [0-9a-f]{8}-"
 WAIT_FOR_VICTIM_SECONDS = 4.0
+RAYLET, GCS, DASHBOARD, JOB_SUPERVISOR = (
+    r"/raylet/raylet ",
+    r"/gcs/gcs_server ",
+    r"/dashboard/dashboard\.py",
+    r"^ray::.*JobSupervisor|^ray::_supervisor",
+)
+# The row's own words for how long it takes until somebody acts, with docker-compose.yml's settings.
+HEARTBEAT_SECONDS = 150.0  # TASK_INSTANCE_HEARTBEAT_TIMEOUT, and the scheduler's looks at it
+NODE_SECONDS, HEAD_SECONDS = 60.0, 120.0  # Ray's health checks; a head and its nodes that start again
+TRIGGERER_SECONDS, CLIENT_SECONDS = 60.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class Fault:
     variables: Mapping[str, str] = field(default_factory=dict)  # of the cluster's .env
     setting: Callable[[Cluster], Iterator[None]] | None = None  # what has to be there before the cluster starts
     of_tasks: bool = False  # struck is a task's process, not its stage's command
+    noticed_within: float = 10.0  # seconds until somebody acts, as docs/reliability.md states it for the cluster's settings
     is_doubled: bool = False  # every DAG run is triggered twice, beside a second scheduler
 
 
@@ -197,43 +208,76 @@ def _nothing(_scene: Scene, _driver: Driver) -> str:
     return "nothing"
 
 
+def _kill_one(pattern: str, *, of_nodes: bool = True) -> Strike:
+    """The oldest process that fits, of Ray's worker nodes or of its head."""
+
+    def find(scene: Scene) -> list[psutil.Process]:
+        prefix = "ray-worker" if of_nodes else "ray-head"
+        return scene.find(pattern, *(name for name in scene.cluster.names if name.startswith(prefix)))
+
+    return partial(_signal_one, signal.SIGKILL, find)
+
+
 FAULTS = {
     fault.name: fault
     for fault in (
         Fault("nothing", "nothing: the undisturbed run", _nothing),
         Fault("kill-driver", "the stage's own process (Ray job driver), kill -9", _kill_driver),
         Fault("kill-ray-worker", "a Ray worker process of the stage, kill -9", partial(_signal_one, signal.SIGKILL, Scene.ray_workers)),
-        Fault("kill-task", "Airflow's task process as it submits or concludes, kill -9", _kill_task, of_tasks=True),
-        Fault("kill-ray-node", "the Ray node that runs the job, kill -9", _kill_node),
-        Fault("kill-ray-head", "the Ray head, kill -9", _kill("ray-head")),
-        Fault("restart-ray-head", "the Ray head, restarted (SIGTERM)", _kill("ray-head", signal.SIGTERM)),
-        Fault("kill-scheduler", "Airflow's scheduler with its task processes, kill -9", _kill("airflow-scheduler")),
-        Fault("kill-triggerer", "Airflow's triggerer, kill -9", _kill("airflow-triggerer")),
-        Fault("kill-api-server", "Airflow's API server, kill -9", _kill("airflow-api-server")),
+        Fault("kill-job-supervisor", "Ray's supervisor of the job, kill -9", _kill_one(JOB_SUPERVISOR)),
+        Fault(
+            "kill-task",
+            "Airflow's task process as it submits or concludes, kill -9",
+            _kill_task,
+            of_tasks=True,
+            noticed_within=HEARTBEAT_SECONDS,
+        ),
+        Fault("kill-ray-node", "the Ray node that runs the job, kill -9", _kill_node, noticed_within=NODE_SECONDS),
+        Fault("kill-raylet", "the raylet of a Ray node, kill -9", _kill_one(RAYLET), noticed_within=NODE_SECONDS),
+        Fault("kill-gcs", "the GCS server of Ray's head, kill -9", _kill_one(GCS, of_nodes=False), noticed_within=HEAD_SECONDS),
+        Fault("kill-dashboard", "the dashboard of Ray's head, kill -9", _kill_one(DASHBOARD, of_nodes=False), noticed_within=HEAD_SECONDS),
+        Fault("kill-ray-head", "the Ray head, kill -9", _kill("ray-head"), noticed_within=HEAD_SECONDS),
+        Fault("restart-ray-head", "the Ray head, restarted (SIGTERM)", _kill("ray-head", signal.SIGTERM), noticed_within=HEAD_SECONDS),
+        Fault(
+            "kill-scheduler",
+            "Airflow's scheduler with its task processes, kill -9",
+            _kill("airflow-scheduler"),
+            noticed_within=HEARTBEAT_SECONDS,
+        ),
+        Fault("kill-triggerer", "Airflow's triggerer, kill -9", _kill("airflow-triggerer"), noticed_within=TRIGGERER_SECONDS),
+        Fault("kill-api-server", "Airflow's API server, kill -9", _kill("airflow-api-server"), noticed_within=CLIENT_SECONDS),
         Fault("kill-dag-processor", "Airflow's DAG processor, kill -9", _kill("airflow-dag-processor")),
-        Fault("kill-postgres", "Postgres, kill -9", _kill("postgres")),
-        Fault("restart-postgres", "Postgres, restarted (fast shutdown)", _kill("postgres", signal.SIGINT)),
-        Fault("kill-s3", "the S3 server with all its parts, kill -9", _kill("s3")),
-        Fault("s3-500", "S3 answers 500 for 30 s", partial(_s3, "500")),
-        Fault("s3-503", "S3 answers 503 for 30 s", partial(_s3, "503")),
-        Fault("s3-timeout", "S3 does not answer for 30 s", partial(_s3, "hang")),
-        Fault("s3-reset", "S3 resets every connection for 30 s", partial(_s3, "reset")),
+        Fault("kill-postgres", "Postgres, kill -9", _kill("postgres"), noticed_within=CLIENT_SECONDS),
+        Fault("restart-postgres", "Postgres, restarted (fast shutdown)", _kill("postgres", signal.SIGINT), noticed_within=CLIENT_SECONDS),
+        Fault("kill-s3", "the S3 server with all its parts, kill -9", _kill("s3"), noticed_within=OUTAGE_SECONDS),
+        Fault("s3-500", "S3 answers 500 for 30 s", partial(_s3, "500"), noticed_within=OUTAGE_SECONDS),
+        Fault("s3-503", "S3 answers 503 for 30 s", partial(_s3, "503"), noticed_within=OUTAGE_SECONDS),
+        Fault("s3-timeout", "S3 does not answer for 30 s", partial(_s3, "hang"), noticed_within=OUTAGE_SECONDS),
+        Fault("s3-reset", "S3 resets every connection for 30 s", partial(_s3, "reset"), noticed_within=OUTAGE_SECONDS),
         Fault("s3-cut", "the next upload is cut in the middle", partial(_s3, "cut")),
-        Fault("full-disk", "the disk of the Ray nodes and the head is full for 30 s", _fill_disk, setting=_small_disk),
-        Fault("freeze-driver", "the stage's own process is frozen (SIGSTOP) for 60 s", _freeze_driver),
+        Fault(
+            "full-disk",
+            "the disk of the Ray nodes and the head is full for 30 s",
+            _fill_disk,
+            setting=_small_disk,
+            noticed_within=OUTAGE_SECONDS,
+        ),
+        Fault("freeze-driver", "the stage's own process is frozen (SIGSTOP) for 60 s", _freeze_driver, noticed_within=FROZEN_SECONDS),
         Fault(
             "freeze-ray-worker",
             f"a Ray worker process of the stage is frozen for good (BLISS_STALL_SECONDS={STALL_SECONDS})",
             partial(_signal_one, signal.SIGSTOP, Scene.ray_workers),
             variables={"BLISS_STALL_SECONDS": str(STALL_SECONDS)},
+            noticed_within=STALL_SECONDS,
         ),
         Fault(
             "freeze-driver-for-good",
             f"the stage's own process is frozen for good (BLISS_SILENCE_SECONDS={SILENCE_SECONDS})",
             _freeze_driver_for_good,
             variables={"BLISS_SILENCE_SECONDS": str(SILENCE_SECONDS)},
+            noticed_within=SILENCE_SECONDS,
         ),
-        Fault("freeze-ray-node", "the Ray node that runs the job is frozen for 60 s", _freeze_node),
+        Fault("freeze-ray-node", "the Ray node that runs the job is frozen for 60 s", _freeze_node, noticed_within=FROZEN_SECONDS),
         Fault("duplicates", "every DAG run is triggered twice, two schedulers run", _nothing, is_doubled=True),
     )
 }

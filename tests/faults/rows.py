@@ -34,7 +34,8 @@ PATH: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 DAG_RUN_SECONDS = 2400.0  # later it counts as stuck
 POLL_SECONDS = 2.0
-ORPHAN_SECONDS = 420.0  # within which the reconciliation has stopped what nobody waits for
+ORPHAN_SECONDS = 660.0  # within which the reconciliation has stopped what nobody waits for
+STAGE_SECONDS = 150.0  # what a struck stage itself takes on a busy machine, its retries and what it waits for in a pool included
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Outcome:
     was_running: bool
     state: str
     tries: int
-    seconds: float | None  # from the task's first start to its end
+    seconds: float | None  # from the blow to the end of the stage's last task
 
 
 @dataclass
@@ -63,9 +64,10 @@ class Row:
     restarts: dict[str, int] = field(default_factory=dict)
 
 
-def stages() -> set[str]:
-    """Commands of every stage that runs as a Ray job on this path."""
-    return {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if not stage.is_light} | {"rescore", "load-scores"}
+STAGES = {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES)} | {"rescore", "load-scores"}
+LIGHT = {
+    stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if stage.is_light
+}  # Airflow runs them itself, Ray knows nothing of them
 
 
 def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
@@ -86,14 +88,18 @@ def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
         stack.enter_context(cluster)
         if fault.is_doubled:
             cluster.add("airflow-scheduler-2", like="airflow-scheduler")
-        striker = Striker(fault, Scene(cluster, proxies[0]), stages(), seed)
+        striker = Striker(fault, Scene(cluster, proxies[0]), STAGES, LIGHT, seed)
         striker.start()
         tasks = _walk(cluster, row, num_triggers=2 if fault.is_doubled else 1)
-        striker.end()
+        row.problems += [f"{stage} was not struck" for stage in sorted(striker.end())]
         proxies[0].clear()
         row.stages = _outcomes(striker.blows, tasks)
+        row.problems += _late(row, fault)
         row.restarts = {name: cluster.num_starts(name) - 1 for name in cluster.names if cluster.num_starts(name) > 1}
-        cluster.wait_until_healthy()
+        try:
+            cluster.wait_until_healthy()
+        except RuntimeError as error:
+            row.problems.append(str(error).splitlines()[0])
         row.problems += _orphans(cluster)
         row.problems += _differences(cluster, reference)
     row.seconds = round(time.monotonic() - begun, 1)
@@ -119,11 +125,12 @@ def _walk(cluster: Cluster, row: Row, *, num_triggers: int) -> list[tuple[str, T
             found = _patiently(lambda: cluster.api.task_instances(dag_id, each))  # noqa: B023
             tasks += [(dag_id, task) for task in found]
             if state != "success":
-                row.problems += [f"{dag_id} {each} is {state}: {task.label} {task.state}" for task in found if task.state in BAD]
+                unfinished = ", ".join(f"{task.label} {task.state}" for task in found if task.state not in GOOD)
+                row.problems.append(f"{dag_id} {each} is {state}: {unfinished}")
     return tasks
 
 
-BAD = ("failed", "running", "deferred", "queued", "up_for_retry")
+GOOD = ("success", "skipped")
 
 
 def _wait(cluster: Cluster, dag_id: str, run_id: str) -> str:
@@ -150,18 +157,27 @@ def _patiently(ask: Any, seconds: float = 120.0) -> Any:
 
 
 def _outcomes(blows: Sequence[Blow], tasks: Sequence[tuple[str, TaskInstance]]) -> list[Outcome]:
-    """The slowest task instance of each stage beside the blow that struck it."""
+    """The last task instance of each stage beside the blow that struck it."""
     found = []
     for blow in blows:
         names = {blow.stage.replace("-", "_"), "load" if blow.stage == "load-scores" else blow.stage}
         dag_id = "bliss_rescore" if blow.stage in ("rescore", "load-scores") else None
         of_stage = [task for dag, task in tasks if task.task_id in names and (dag == dag_id if dag_id else dag != "bliss_rescore")]
-        worst = max(of_stage, key=lambda task: (task.state != "success", task.try_number, task.duration or 0.0), default=None)
+        worst = max(of_stage, key=lambda task: (task.state not in GOOD, task.ended_at or ""), default=None)
         if worst is None:
             found.append(Outcome(blow.stage, blow.hit, blow.was_running, "missing", 0, None))
-        else:
-            found.append(Outcome(blow.stage, blow.hit, blow.was_running, worst.state, worst.try_number, worst.duration))
+            continue
+        ended = datetime.fromisoformat(worst.ended_at).timestamp() if worst.ended_at else None
+        seconds = None if ended is None else round(max(0.0, ended - blow.at), 1)
+        found.append(Outcome(blow.stage, blow.hit, blow.was_running, worst.state, max(task.try_number for task in of_stage), seconds))
     return found
+
+
+def _late(row: Row, fault: Fault) -> list[str]:
+    """Stages that went on later than what broke them is stated to be noticed."""
+    bound = fault.noticed_within + STAGE_SECONDS
+    late = [outcome for outcome in row.stages if outcome.hit and (outcome.seconds or 0.0) > bound]
+    return [f"late: {outcome.stage} ended {outcome.seconds:.0f} s after the blow, {bound:.0f} are stated" for outcome in late]
 
 
 def _orphans(cluster: Cluster) -> list[str]:
@@ -195,6 +211,8 @@ def _differences(cluster: Cluster, reference: Lake) -> list[str]:
                 if here[address].stage != "report" and here[address].outputs != there[address].outputs:  # a report says how long it took
                     problems.append(f"changed: {address}")
             return problems + _score_differences(reference, lake, cluster.directory)
+        except FileNotFoundError as error:
+            return [f"lost: {error}"]
         finally:
             s3fs.S3FileSystem.clear_instance_cache()
 

@@ -18,7 +18,7 @@ UNREACHABLE = (URLError, OSError, AirflowError, ValueError)  # the API server, o
 POLL_SECONDS = 0.2
 YOUNG_SECONDS = 5.0  # a process may still become another one
 LATEST_SECONDS = 2.5  # of a stage's command; a blow comes at a random moment until then
-LATEST_SECONDS_OF_TASK = 0.5  # of a task's process that only submits, or only concludes
+LATEST_SECONDS_OF_TASK = 0.5  # of a task's process that only submits, or only concludes, and of a command that Airflow runs itself
 COMMAND = re.compile(r"/bliss ([a-z][a-z-]+)")
 
 
@@ -27,7 +27,7 @@ class Blow:
     """One struck stage."""
 
     stage: str
-    at: float  # seconds since the beginning of the row
+    at: float  # Unix time
     hit: str  # what; empty: there was nothing of the kind
     was_running: bool  # whether the stage's command still ran
 
@@ -35,16 +35,14 @@ class Blow:
 class Striker(threading.Thread):
     """One row's blows: a stage is struck when its command is first seen, after a moment that the seed decides."""
 
-    def __init__(self, fault: Fault, scene: Scene, stages: set[str], seed: int) -> None:
+    def __init__(self, fault: Fault, scene: Scene, stages: set[str], light: set[str], seed: int) -> None:
         super().__init__(daemon=True)
         self.blows: list[Blow] = []
-        self._fault, self._scene, self._left = fault, scene, set(stages)
+        self._fault, self._scene, self._left, self._light = fault, scene, set(stages), light
         self._random = random.Random(f"{seed} {fault.name}")  # noqa: S311 - a plan, not a secret
-        self._begun = time.monotonic()
         self._ended = threading.Event()
         self._seen: set[tuple[int, float]] = set()
         self._look = self._tasks if fault.of_tasks else self._drivers
-        self._latest_seconds = LATEST_SECONDS_OF_TASK if fault.of_tasks else LATEST_SECONDS
         self._spared: set[str] = set()
 
     def run(self) -> None:
@@ -55,14 +53,17 @@ class Striker(threading.Thread):
                     self._strike(driver)
                     break  # what else was found may have ended with it
 
-    def end(self) -> None:
+    def end(self) -> set[str]:
+        """No more blows; returns the stages that were not struck."""
         self._ended.set()
         self.join()
+        return self._left
 
     def _strike(self, driver: Driver) -> None:
-        self._ended.wait(self._random.uniform(0.0, self._latest_seconds))
+        is_brief = self._fault.of_tasks or driver.stage in self._light
+        self._ended.wait(self._random.uniform(0.0, LATEST_SECONDS_OF_TASK if is_brief else LATEST_SECONDS))
         was_running = driver.process.is_running()
-        at = time.monotonic() - self._begun
+        at = time.time()
         try:
             hit = self._fault.strike(self._scene, driver)
         except psutil.NoSuchProcess:

@@ -4,14 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.faults.blows import FAULTS
-from tests.faults.rows import Outcome, Row
+from tests.faults.rows import GOOD, Outcome, Row
 
 BEGIN, END = "<!-- made by `python -m tests.faults --write`: begin -->", "<!-- made by `python -m tests.faults --write`: end -->"
 
 COLUMNS = (
-    "broken, once in every stage", "stages hit", "same try", "a later try", "red", "longest task", "lost, doubled, orphaned, stuck",
-    "seconds", "date",
-)  # fmt: skip
+    "broken, once in every stage",
+    "stages hit",
+    "at work",
+    "same try",
+    "a later try",
+    "red",
+    "longest from blow to green",
+    "noticed within",
+    "lost, doubled, orphaned, stuck, late",
+    "row",
+    "date",
+)
+LEGEND = "Each stage: tries, and seconds from the blow to the end of its task; `·` nothing of the kind was there to hit, `✗` red."
 
 
 def write(document: Path, rows: Sequence[Row]) -> None:
@@ -35,7 +45,7 @@ def markdown(rows: Sequence[Row]) -> str:
         lines += [f"Not run yet: {'; '.join(missing)}.", ""]
     stages = list(dict.fromkeys(outcome.stage for row in ordered for outcome in sorted(row.stages, key=_order)))
     lines += [
-        "Each stage: tries it took, and the seconds of its task; `·` nothing of the kind was there to hit, `✗` red.",
+        LEGEND,
         "",
         "| stage | " + " | ".join(row.fault for row in ordered) + " |",
         "|---|" + "---|" * len(ordered),
@@ -47,12 +57,15 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _summary(row: Row) -> str:
     hit = [outcome for outcome in row.stages if outcome.hit]
-    green = [outcome for outcome in hit if outcome.state == "success"]
+    green = [outcome for outcome in hit if outcome.state in GOOD]
     longest = max((outcome for outcome in green), key=lambda outcome: outcome.seconds or 0.0, default=None)
     later = sum(outcome.tries > 1 for outcome in green)
-    counts = f"{len(hit)} | {len(green) - later} | {later} | {len(hit) - len(green)}"
+    at_work = sum(outcome.was_running for outcome in hit)
+    counts = f"{len(hit)} | {at_work} | {len(green) - later} | {later} | {len(hit) - len(green)}"
     longest_words = f"{longest.stage} {longest.seconds or 0:.0f} s" if longest else ""
-    return f"| {row.words} | {counts} | {longest_words} | {'; '.join(row.problems) or 'nothing'} | {row.seconds:.0f} | {row.date} |"
+    stated = f"{FAULTS[row.fault].noticed_within:.0f} s"
+    problems = "; ".join(row.problems) or "nothing"
+    return f"| {row.words} | {counts} | {longest_words} | {stated} | {problems} | {row.seconds:.0f} s | {row.date} |"
 
 
 def _stage(stage: str, rows: Sequence[Row]) -> str:
@@ -63,7 +76,7 @@ def _stage(stage: str, rows: Sequence[Row]) -> str:
 def _cell(outcome: Outcome | None) -> str:
     if outcome is None or not outcome.hit:
         return "·"
-    if outcome.state != "success":
+    if outcome.state not in GOOD:
         return "✗"
     return f"{outcome.tries}, {outcome.seconds or 0:.0f} s"
 

@@ -56,6 +56,11 @@ def test_nothing_starts_before_the_settings_are_checked(compose: dict[str, Any])
     assert services["check-settings"]["environment"].keys() == deployment.SECRETS.keys() | {"BIND_ADDRESS", "S3_ACCESS_KEY"}
 
 
+@pytest.mark.parametrize("listing", [".gitignore", ".dockerignore"])
+def test_the_file_with_the_secrets_is_neither_committed_nor_sent_to_docker(listing: str) -> None:
+    assert ".env" in (REPOSITORY / listing).read_text().splitlines()
+
+
 def test_containers_may_do_little(compose: dict[str, Any]) -> None:
     for name, service in compose["services"].items():
         assert service["read_only"] is True, name
