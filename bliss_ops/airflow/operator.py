@@ -81,11 +81,11 @@ class BlissStageOperator(RayJobOperator):
         return command
 
     def job_environment(self) -> dict[str, str]:
-        """Where the lake is, what opens it, and which release of this package may."""
+        """Where the lake is, how it is reached, and which release of this package may."""
         from bliss_ops.object_store import forwarded_environment
 
         forwarded = {variable: os.environ[variable] for variable in FORWARDED if variable in os.environ}
-        return forwarded | forwarded_environment() | release.required_environment()
+        return forwarded | forwarded_environment(to_ray=True) | release.required_environment()
 
     def claims(self) -> tuple[float, float]:
         return training_resources() if self.trains and int(self.num_workers) == 1 else (0.0, 0.0)
@@ -131,12 +131,14 @@ def run_here(command: Sequence[str]) -> str:
     Raises:
         StageFailed: it ended with an error; the message is the command's own.
     """
+    from bliss_ops.names import redacted
     from bliss_ops.object_store import forwarded_environment
 
-    log.info("running %s", " ".join(command))
+    shown = " ".join(map(redacted, command))
+    log.info("running %s", shown)
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | forwarded_environment())
     if result.returncode != 0:
-        raise StageFailed(f"`{' '.join(command)}` failed:\n{result.stderr.strip()}")
+        raise StageFailed(f"`{shown}` failed:\n{result.stderr.strip()}")
     for line in result.stderr.splitlines():
         log.info("%s", line)
     return result.stdout

@@ -64,7 +64,7 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
 
     Args:
         entrypoint: the command as an argument list; each element reaches the process as it is.
-        env_vars: environment variables for the job; their values are in no log.
+        env_vars: environment variables for the job. Airflow logs none of their values, Ray's nodes log all of them: no place for secrets.
         num_cpus: CPUs that the job claims on the cluster.
         num_gpus: GPUs that it claims.
         conn_id: an HTTP connection to Ray's Jobs API. Its password is the cluster's token; in its extra, `dashboard_url` is where browsers

@@ -2,7 +2,8 @@
 
 Of type `aws`, with the fields of Airflow's own provider, which need not be installed: login and password are the keys; the extra may
 have `region_name`, `endpoint_url`, `aws_session_token` and `{"config_kwargs": {"s3": {"addressing_style": "path"}}}`. It is looked up once
-in each process of Airflow; Ray jobs get its values as environment variables, which are in no command line and no log.
+in each process of Airflow. Ray jobs get its values as environment variables, which Ray's own logs show: nodes that have keys of their own
+need no connection.
 """
 
 from functools import cache

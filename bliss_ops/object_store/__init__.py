@@ -5,7 +5,7 @@ UPath, so every path of the lake, pyarrow and DuckDB. Options come from the envi
 path and no pickle, so a path that travels to a Ray worker takes the credentials that it finds there.
 
     environment()              what is set: the usual AWS_* variables, or the Airflow connection that BLISS_S3_CONNECTION names
-    forwarded_environment()    the same, for the jobs that Airflow submits
+    forwarded_environment()    what of it goes with the commands that Airflow starts and submits
     file_system.ObjectStore    s3fs with our retries, uploads and reads        failures    what went wrong, in a sentence
 
 Nothing here lists a directory to find out what is in an artifact: its manifest says that.
@@ -41,6 +41,8 @@ VARIABLES = (
     TIMEOUT_SECONDS,
 )
 
+KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"})
+
 Resolver = Callable[[str], Mapping[str, str]]
 _resolver: Resolver | None = None
 
@@ -74,14 +76,22 @@ def environment() -> dict[str, str]:
     return found | dict(_resolver(connection))
 
 
-def forwarded_environment() -> dict[str, str]:
-    """What a job on a cluster needs to reach the lake and the watched prefix; nothing where both are on disks.
+def forwarded_environment(*, to_ray: bool = False) -> dict[str, str]:
+    """What a command is told to reach the lake and the watched prefix; nothing where both are on disks.
+
+    Args:
+        to_ray: without the keys of this process's environment. Ray writes what a job is told into its logs and into its workers' command
+            lines, and its nodes have keys of their own. A connection's keys, which the nodes cannot look up, do go along.
 
     Raises:
         ValueError: as `environment`.
     """
-    is_remote = any(os.environ.get(name, "").startswith("s3://") for name in ("BLISS_LAKE", "BLISS_LANDING"))
-    return environment() if is_remote else {}
+    if not any(os.environ.get(name, "").startswith("s3://") for name in ("BLISS_LAKE", "BLISS_LANDING")):
+        return {}
+    found = environment()
+    if to_ray and not os.environ.get(CONNECTION):
+        return {name: value for name, value in found.items() if name not in KEYS}
+    return found
 
 
 def seconds_of(name: str, default: float) -> float:

@@ -208,19 +208,22 @@ class Following:
         """What the log holds beyond what was handed on when the job's end was seen."""
         if self.job is None:
             return
-        is_short = self._num_received <= SMALL_LOG_CHARS
-        if is_short:
-            reading.cancel()
-            await asyncio.wait({reading})
+        if self._num_received > SMALL_LOG_CHARS:
+            with contextlib.suppress(TimeoutError):  # one that was far behind: the rest is read whole, after all
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    while (chunk := await arrived.get()) is not None:
+                        yield chunk
+                    return
+        reading.cancel()
+        await asyncio.wait({reading})
+        while not arrived.empty():
+            if (chunk := arrived.get_nowait()) is None:
+                return
+            yield chunk
         try:
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while not (is_short and arrived.empty()):
-                    if (chunk := await arrived.get()) is None:
-                        return
-                    yield chunk
             yield (await self._ask(session, f"{self._jobs.path(self._submission_id)}/logs"))["logs"][self._num_received :]
-        except (RayUnreachable, UnknownJob, TimeoutError) as error:
-            log.warning("the end of the log of %s could not be read: %s", self._submission_id, error or "it does not end")
+        except (RayUnreachable, UnknownJob) as error:
+            log.warning("the end of the log of %s could not be read: %s", self._submission_id, error)
 
 
 def follow(

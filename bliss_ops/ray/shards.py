@@ -98,8 +98,10 @@ def _map(
             ray.kill(actor)
 
     def lost(actor: Any, shard: int, error: BaseException) -> None:
-        """Put back what a dead actor had in work, and begin another one."""
+        """Put back what a lost actor had in work, and begin another one; one that may only be out of reach is ended, for it holds room."""
         nonlocal working
+        ray.kill(actor)
+        num_unanswered.pop(actor, None)
         numbers = [shard, *in_work(actor)]
         working = {reference: (other, number) for reference, (other, number) in working.items() if other != actor}
         for number in numbers:
@@ -129,6 +131,7 @@ def _map(
         return {shard: part for of_actor in parts.values() for shard, part in of_actor.items()}
 
     progress = Progress(description, len(shards))
+    shown: dict[int, Part] = {}  # a line says that something has moved: where nothing does, silence is what is noticed
     log.info("%s: %d shards on %d actors", description, len(shards), num_actors)
     try:
         for _ in range(num_actors):
@@ -137,14 +140,16 @@ def _map(
             done, _ = ray.wait([*beginning, *working], num_returns=1, timeout=SECONDS_BETWEEN_LINES)
             if not done:
                 if working:
-                    progress.partly(ask({actor for actor, _ in working.values()}))
+                    if (parts := ask({actor for actor, _ in working.values()})) != shown:
+                        progress.partly(parts)
+                        shown = parts
                 else:
                     log.info("%s: waiting for room for %d actors of %s", description, len(beginning), per_actor)
                 continue
             if (begun := beginning.pop(done[0], None)) is not None:
                 try:
                     ray.get(done[0])
-                except ray.exceptions.RayActorError as error:
+                except _lost_errors() as error:
                     num_lost_in_a_row += 1
                     log.warning("%s: an actor died before it had begun: %s", description, _first_line(error))
                     if num_lost_in_a_row >= MAX_ATTEMPTS:
@@ -159,7 +164,7 @@ def _map(
                 record = ray.get(done[0])
             except ray.exceptions.RayTaskError as error:
                 raise _as_raised(error) from None
-            except ray.exceptions.RayActorError as error:
+            except _lost_errors() as error:
                 lost(actor, shard, error)
                 continue
             progress.finish(record)
@@ -213,9 +218,16 @@ def _parts(actors: set[Any]) -> dict[Any, dict[int, Part]]:
     for answer in ready:
         try:
             parts[answers[answer]] = ray.get(answer)
-        except ray.exceptions.RayActorError:
+        except _lost_errors():
             continue  # its shards' own references say so, and are dealt with there
     return parts
+
+
+def _lost_errors() -> tuple[type[BaseException], ...]:
+    """How Ray says that an actor is no more; one that it has ended for want of memory is not among its actor errors."""
+    import ray
+
+    return ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError
 
 
 def _pool(num_shards: int, *, on_gpu: bool) -> tuple[dict[str, Any], int]:

@@ -14,6 +14,9 @@ import logging
 import os
 import socket
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +27,7 @@ from bliss_ops.ray.shards import GPU_NODES
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5  # a job that ends its workers every time, such as one out of memory, is given up
+SIGN_OF_LIFE_SECONDS = 600.0  # far below the silence after which the operator takes the job for frozen
 RESIZE_SECONDS = 300.0  # how often a smaller group looks for room to grow: growing costs the steps since the last checkpoint
 
 
@@ -81,7 +85,8 @@ def _fit(job: Job, num_workers: int, directory: str) -> None:
         ),
     )
     try:
-        trainer.fit()
+        with _signs_of_life(num_workers):
+            trainer.fit()
     except ControllerError as error:
         if isinstance(error.controller_failure, ValueError | OSError):
             raise error.controller_failure from None
@@ -91,6 +96,25 @@ def _fit(job: Job, num_workers: int, directory: str) -> None:
             f"training workers were lost {MAX_RESTARTS + 1} times; is the memory enough? The same command goes on from the checkpoint. "
             f"{error}"
         ) from error
+
+
+@contextmanager
+def _signs_of_life(num_workers: int, every_seconds: float = SIGN_OF_LIFE_SECONDS) -> Iterator[None]:
+    """A line now and then from this process, which may wait days for room and would look frozen. Workers that are frozen are not its
+    concern: Ray Train ends one that has not answered for ten minutes, and the others do not wait for longer than PATIENCE."""
+    ended = threading.Event()
+
+    def say() -> None:
+        while not ended.wait(every_seconds):
+            log.info("up to %d training workers: waiting for room or at work", num_workers)
+
+    thread = threading.Thread(target=say, name="signs of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _what_workers_raise() -> Any:

@@ -4,12 +4,24 @@ Its workers take tasks from one pipe, and the one that waits for the next task h
 with it: the others wait for ever, also those that are started in its place, and every task stays queued. (Tried with four readers of one
 `multiprocessing.SimpleQueue`: once the right one is killed, nobody takes the next item.) A worker that has a task holds no lock; its
 death costs that task a try. Which of the idle ones waits at the pipe cannot be seen from outside.
+
+`bliss up`'s supervisor looks for it. In a container, `python -m bliss_ops.stack.executor airflow scheduler` runs the scheduler and ends
+with it when it has happened, so that the restart policy starts both again.
 """
 
 import contextlib
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
 
-from bliss_ops.stack.processes import Service
+from bliss_ops.stack.processes import Service, began
 
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
 IDLE = "airflow worker -- LocalExecutor: <idle>"
 
 
@@ -40,3 +52,24 @@ def _titles_of_children(pid: int) -> dict[int, str]:
                 if child.status() != psutil.STATUS_ZOMBIE and (words := child.cmdline()):
                     titles[child.pid] = words[0].strip()
     return titles
+
+
+def run(command: Sequence[str]) -> int:
+    """Run a scheduler until it ends, or is ended because an idle worker of its executor has died; returns its exit code."""
+    scheduler = subprocess.Popen(list(command))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _frame: scheduler.send_signal(received))
+    service, workers = Service("scheduler", scheduler.pid, began(scheduler.pid)), IdleWorkers()
+    while scheduler.poll() is None:
+        if workers.one_has_died(service):
+            log.error(
+                "an idle worker of the executor has died, no task would start any more: the scheduler (pid %d) is ended", scheduler.pid
+            )
+            scheduler.kill()
+        time.sleep(LOOK_SECONDS)
+    return scheduler.returncode
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stdout)
+    sys.exit(run(sys.argv[1:]))

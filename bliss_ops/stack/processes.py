@@ -1,6 +1,6 @@
 """Start server processes so that exactly they, and all their children, can be ended later by another process.
 
-Each server leads a session of its own, recorded as pid + creation time. Its descendants are found by session, by parentage and by
+Each server leads a session of its own, recorded as pid + when it began. Its descendants are found by session, by parentage and by
 markers in their environment, of the stack and of the server (Ray puts every job's command in a new session, so a process group alone
 would miss them).
 """
@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 MARKER = "BLISS_STACK_ID"
 SERVER = "BLISS_STACK_SERVER"
+STARTTIME = 19  # place in /proc/<pid>/stat behind the name; proc(5) counts it as the 22nd field
 GRACE_SECONDS = 5.0  # Ray ends in about 3 s; Airflow would wait for its running tasks
 
 
@@ -32,15 +34,13 @@ class Service:
 
     name: str
     pid: int
-    created_at: float  # tells it from a later process with the same pid
+    created_at: float  # tells it from a later process with the same pid; see `began`
     num_restarts: int = 0
     restarted_at: str = ""  # the last time
 
 
 def start(name: str, command: Sequence[str], *, env: Mapping[str, str], log_file: Path, cwd: Path) -> Service:
     """Start `command` in a session of its own; its output goes to `log_file`."""
-    import psutil
-
     with log_file.open("ab") as output:
         process = subprocess.Popen(
             list(command),
@@ -51,7 +51,36 @@ def start(name: str, command: Sequence[str], *, env: Mapping[str, str], log_file
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return Service(name, process.pid, psutil.Process(process.pid).create_time())
+    return Service(name, process.pid, began(process.pid))
+
+
+def began(pid: int) -> float:
+    """When a process began, in seconds of `_now`.
+
+    On Linux since the machine's start, which stays what it is when somebody sets the clock; psutil's times move with it (its `boot_time`
+    is read anew each time), and every server would seem to be another process.
+
+    Raises:
+        psutil.NoSuchProcess: there is none.
+    """
+    import psutil
+
+    if sys.platform != "linux":
+        return float(psutil.Process(pid).create_time())
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # what is before may contain anything
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    return int(fields[STARTTIME]) / os.sysconf("SC_CLK_TCK")
+
+
+def age_seconds(service: Service) -> float:
+    """How long ago a service began."""
+    return _now() - service.created_at
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time()
 
 
 def is_running(service: Service) -> bool:
@@ -59,8 +88,7 @@ def is_running(service: Service) -> bool:
     import psutil
 
     try:
-        process = psutil.Process(service.pid)
-        return bool(process.create_time() == service.created_at and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(began(service.pid) == service.created_at and psutil.Process(service.pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -165,7 +193,7 @@ def _belongs(process: "psutil.Process", sessions: Mapping[int, Service], markers
 
     try:
         service = sessions.get(os.getsid(process.pid))
-        if service is not None and process.create_time() >= service.created_at:
+        if service is not None and began(process.pid) >= service.created_at:
             return True
         environment = process.environ()
         return all(environment.get(name) == value for name, value in markers.items())
@@ -195,7 +223,7 @@ def _pid_was_reused(service: Service) -> bool:
     import psutil
 
     try:
-        return bool(psutil.Process(service.pid).create_time() != service.created_at)
+        return began(service.pid) != service.created_at
     except psutil.NoSuchProcess:
         return False
 

@@ -73,7 +73,7 @@ class Supervisor:
     def _see_to(self, state: State, service: Service, now: float) -> None:
         name = service.name
         if name not in self.not_before:
-            lasted = time.time() - service.created_at
+            lasted = processes.age_seconds(service)
             num_left = processes.end_remains(service, self.marker)
             in_a_row = 0 if lasted >= STABLE_SECONDS else self.num_in_a_row.get(name, -1) + 1
             wait = WAITS_SECONDS[min(in_a_row, len(WAITS_SECONDS) - 1)]
@@ -82,7 +82,13 @@ class Supervisor:
             log.warning("%s has ended after %.0f s; %d processes of it are killed, it is restarted %s", name, lasted, num_left, when)
         if now < self.not_before[name]:
             return
-        state.put(self._start(state.layout, service))
+        started = self._start(state.layout, service)
+        try:
+            state.put(started)
+        except OSError:  # a full disk: what nobody knows of would be started once more at every look
+            processes.end_remains(started, self.marker)
+            self.not_before[name] = now + WAITS_SECONDS[-1]
+            raise
         del self.not_before[name]
 
     def _start(self, layout: Layout, service: Service) -> Service:

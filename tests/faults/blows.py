@@ -34,6 +34,7 @@ RAYLET, GCS, DASHBOARD, JOB_SUPERVISOR = (
     r"/dashboard/dashboard\.py",
     r"^ray::.*JobSupervisor|^ray::_supervisor",
 )
+IDLE_WORKER = r"^airflow worker -- LocalExecutor: <idle>"
 # The row's own words for how long it takes until somebody acts, with docker-compose.yml's settings.
 HEARTBEAT_SECONDS = 150.0  # TASK_INSTANCE_HEARTBEAT_TIMEOUT, and the scheduler's looks at it
 NODE_SECONDS, HEAD_SECONDS = 60.0, 120.0  # Ray's health checks; a head and its nodes that start again
@@ -208,12 +209,11 @@ def _nothing(_scene: Scene, _driver: Driver) -> str:
     return "nothing"
 
 
-def _kill_one(pattern: str, *, of_nodes: bool = True) -> Strike:
-    """The oldest process that fits, of Ray's worker nodes or of its head."""
+def _kill_one(pattern: str, containers: str = "ray-worker") -> Strike:
+    """The oldest process that fits, in the containers whose names begin so."""
 
     def find(scene: Scene) -> list[psutil.Process]:
-        prefix = "ray-worker" if of_nodes else "ray-head"
-        return scene.find(pattern, *(name for name in scene.cluster.names if name.startswith(prefix)))
+        return scene.find(pattern, *(name for name in scene.cluster.names if name.startswith(containers)))
 
     return partial(_signal_one, signal.SIGKILL, find)
 
@@ -234,14 +234,20 @@ FAULTS = {
         ),
         Fault("kill-ray-node", "the Ray node that runs the job, kill -9", _kill_node, noticed_within=NODE_SECONDS),
         Fault("kill-raylet", "the raylet of a Ray node, kill -9", _kill_one(RAYLET), noticed_within=NODE_SECONDS),
-        Fault("kill-gcs", "the GCS server of Ray's head, kill -9", _kill_one(GCS, of_nodes=False), noticed_within=HEAD_SECONDS),
-        Fault("kill-dashboard", "the dashboard of Ray's head, kill -9", _kill_one(DASHBOARD, of_nodes=False), noticed_within=HEAD_SECONDS),
+        Fault("kill-gcs", "the GCS server of Ray's head, kill -9", _kill_one(GCS, "ray-head"), noticed_within=HEAD_SECONDS),
+        Fault("kill-dashboard", "the dashboard of Ray's head, kill -9", _kill_one(DASHBOARD, "ray-head"), noticed_within=HEAD_SECONDS),
         Fault("kill-ray-head", "the Ray head, kill -9", _kill("ray-head"), noticed_within=HEAD_SECONDS),
         Fault("restart-ray-head", "the Ray head, restarted (SIGTERM)", _kill("ray-head", signal.SIGTERM), noticed_within=HEAD_SECONDS),
         Fault(
             "kill-scheduler",
             "Airflow's scheduler with its task processes, kill -9",
             _kill("airflow-scheduler"),
+            noticed_within=HEARTBEAT_SECONDS,
+        ),
+        Fault(
+            "kill-idle-worker",
+            "an idle worker of the scheduler's executor, kill -9",
+            _kill_one(IDLE_WORKER, "airflow-scheduler"),
             noticed_within=HEARTBEAT_SECONDS,
         ),
         Fault("kill-triggerer", "Airflow's triggerer, kill -9", _kill("airflow-triggerer"), noticed_within=TRIGGERER_SECONDS),

@@ -64,10 +64,8 @@ class Row:
     restarts: dict[str, int] = field(default_factory=dict)
 
 
-STAGES = {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES)} | {"rescore", "load-scores"}
-LIGHT = {
-    stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if stage.is_light
-}  # Airflow runs them itself, Ray knows nothing of them
+JOBS = {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if not stage.is_light} | {"rescore", "load-scores"}
+LIGHT = {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if stage.is_light}  # done in a task's process, without a job
 
 
 def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
@@ -88,7 +86,7 @@ def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
         stack.enter_context(cluster)
         if fault.is_doubled:
             cluster.add("airflow-scheduler-2", like="airflow-scheduler")
-        striker = Striker(fault, Scene(cluster, proxies[0]), STAGES, LIGHT, seed)
+        striker = Striker(fault, Scene(cluster, proxies[0]), JOBS | LIGHT if fault.of_tasks else JOBS, seed)
         striker.start()
         tasks = _walk(cluster, row, num_triggers=2 if fault.is_doubled else 1)
         row.problems += [f"{stage} was not struck" for stage in sorted(striker.end())]

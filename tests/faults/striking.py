@@ -18,7 +18,7 @@ UNREACHABLE = (URLError, OSError, AirflowError, ValueError)  # the API server, o
 POLL_SECONDS = 0.2
 YOUNG_SECONDS = 5.0  # a process may still become another one
 LATEST_SECONDS = 2.5  # of a stage's command; a blow comes at a random moment until then
-LATEST_SECONDS_OF_TASK = 0.5  # of a task's process that only submits, or only concludes, and of a command that Airflow runs itself
+LATEST_SECONDS_OF_TASK = 0.5  # of a task's process that only submits, or only concludes, or does a light stage
 COMMAND = re.compile(r"/bliss ([a-z][a-z-]+)")
 
 
@@ -35,10 +35,10 @@ class Blow:
 class Striker(threading.Thread):
     """One row's blows: a stage is struck when its command is first seen, after a moment that the seed decides."""
 
-    def __init__(self, fault: Fault, scene: Scene, stages: set[str], light: set[str], seed: int) -> None:
+    def __init__(self, fault: Fault, scene: Scene, stages: set[str], seed: int) -> None:
         super().__init__(daemon=True)
         self.blows: list[Blow] = []
-        self._fault, self._scene, self._left, self._light = fault, scene, set(stages), light
+        self._fault, self._scene, self._left = fault, scene, set(stages)
         self._random = random.Random(f"{seed} {fault.name}")  # noqa: S311 - a plan, not a secret
         self._ended = threading.Event()
         self._seen: set[tuple[int, float]] = set()
@@ -60,8 +60,7 @@ class Striker(threading.Thread):
         return self._left
 
     def _strike(self, driver: Driver) -> None:
-        is_brief = self._fault.of_tasks or driver.stage in self._light
-        self._ended.wait(self._random.uniform(0.0, LATEST_SECONDS_OF_TASK if is_brief else LATEST_SECONDS))
+        self._ended.wait(self._random.uniform(0.0, LATEST_SECONDS_OF_TASK if self._fault.of_tasks else LATEST_SECONDS))
         was_running = driver.process.is_running()
         at = time.time()
         try:

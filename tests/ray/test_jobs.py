@@ -71,21 +71,33 @@ def test_a_long_log_arrives_whole_and_in_order(jobs: RayJobs) -> None:
 
 def test_a_very_long_log_is_not_read_again_at_its_end(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bliss_ops.ray.following.SMALL_LOG_CHARS", 1000)
-    monkeypatch.setattr("bliss_ops.ray.following.Following._get", _without_logs(monkeypatch))
+    asked = _asked(monkeypatch)
     jobs.submit("very-long", ["python", "-c", "import time\nfor i in range(3000):\n  print('line', i)\n  i % 1000 or time.sleep(1.5)"])
     assert [line for line in follow(jobs, "very-long") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
+    assert not [path for path in asked if path.endswith("/logs")], "the whole log was asked for"
 
 
-def _without_logs(monkeypatch: pytest.MonkeyPatch) -> Any:
+def test_the_end_of_a_very_long_log_arrives_though_its_reader_is_far_behind(jobs: RayJobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bliss_ops.ray.following.SMALL_LOG_CHARS", 1000)
+    monkeypatch.setattr("bliss_ops.ray.following.DRAIN_SECONDS", 0.0)
+    asked = _asked(monkeypatch)
+    jobs.submit("behind", ["python", "-c", "import time\nfor i in range(3000):\n  print('line', i)\n  i % 1000 or time.sleep(1.5)"])
+    assert [line for line in follow(jobs, "behind") if line.startswith("line")] == [f"line {i}" for i in range(3000)]
+    assert [path for path in asked if path.endswith("/logs")]
+
+
+def _asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of what is asked for while a log is followed, the log's own connection apart."""
     from bliss_ops.ray.following import Following
 
-    get = Following._get
+    ask, paths = Following._ask, list[str]()
 
-    async def checked(self: Following, session: Any, path: str) -> Any:
-        assert not path.endswith("/logs"), "the whole log was asked for"
-        return await get(self, session, path)
+    async def noted(self: Following, session: Any, path: str, *, method: str = "GET") -> Any:
+        paths.append(path)
+        return await ask(self, session, path, method=method)
 
-    return checked
+    monkeypatch.setattr(Following, "_ask", noted)
+    return paths
 
 
 def test_a_submission_whose_answer_was_lost_is_made_once(jobs: RayJobs, tmp_path: Path) -> None:

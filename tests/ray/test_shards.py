@@ -61,6 +61,15 @@ def test_a_shard_whose_actor_freezes_is_made_by_another(
     assert not is_there
 
 
+def test_a_shard_that_does_not_move_is_silent(inside_ray: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A line every few seconds would look like work, and the operator stops what has been silent for long."""
+    monkeypatch.setattr("bliss_ops.ray.shards.SECONDS_BETWEEN_LINES", 0.5)
+    monkeypatch.setattr("bliss_ops.sharding.SECONDS_BETWEEN_LINES", 0.5)
+    with caplog.at_level("INFO"):
+        list(map_on_ray(partial(workers.sleep, 5.0), [0], description="score"))
+    assert [line for line in caplog.messages if "shards (" in line] == ["score: 1/1 shards (100%) eta 0s"]
+
+
 def test_a_shard_that_always_ends_its_actor_is_given_up(inside_ray: None, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shard 2 ended 3 actors"):
         list(map_on_ray(partial(workers.die_on_shard_2, str(tmp_path), 99), range(4), description="score"))

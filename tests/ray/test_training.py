@@ -1,6 +1,7 @@
 """Bilevel training on real Ray Train workers: lost ones are replaced and nothing shows, errors come out as they were raised."""
 
 import sys
+import time
 from functools import partial
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -10,7 +11,7 @@ import pytest
 
 from bliss_ops.launching import launch_here
 from bliss_ops.models import language
-from bliss_ops.ray.training import launch_on_ray
+from bliss_ops.ray.training import _signs_of_life, launch_on_ray
 from tests.bilevel import drivers, jobs
 from tests.ray import workers
 
@@ -21,6 +22,12 @@ def test_one_worker_needs_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     launch_on_ray(partial(workers.note_worker, str(tmp_path)), 1)
     assert [path.name for path in tmp_path.iterdir()] == ["worker-0-of-1"]
+
+
+def test_a_job_that_waits_for_room_does_not_look_frozen(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), _signs_of_life(4, every_seconds=0.05):
+        time.sleep(1.0)
+    assert caplog.messages.count("up to 4 training workers: waiting for room or at work") > 1
 
 
 def test_workers_form_a_group_that_listens_on_the_loopback_interface(inside_ray: None, tmp_path: Path) -> None:

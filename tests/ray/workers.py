@@ -47,6 +47,16 @@ def freeze_on_shard_2(directory: str) -> Callable[[int], ShardRecord]:
     return work
 
 
+def sleep(seconds: float) -> Callable[[int], ShardRecord]:
+    """A worker that says nothing of how far it is, as one that hangs."""
+
+    def work(shard: int) -> ShardRecord:
+        time.sleep(seconds)
+        return ShardRecord(shard=shard, outputs=[], metrics={})
+
+    return work
+
+
 def refuse_shard_1(message: str) -> Callable[[int], ShardRecord]:
     def work(shard: int) -> ShardRecord:
         if shard == 1:

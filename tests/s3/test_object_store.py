@@ -347,12 +347,19 @@ def test_jobs_get_what_reaches_the_lake(monkeypatch: pytest.MonkeyPatch) -> None
     for variable in object_store.VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "its-secret")  # pragma: allowlist secret
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://s3:9000")
     monkeypatch.setenv("AWS_CA_BUNDLE", "/only/here.pem")
     monkeypatch.setenv("BLISS_LAKE", "/a/disk")
     monkeypatch.delenv("BLISS_LANDING", raising=False)
     assert object_store.forwarded_environment() == {}
     monkeypatch.setenv("BLISS_LAKE", LAKE)
-    assert object_store.forwarded_environment() == {"AWS_ACCESS_KEY_ID": "key"}
+    assert object_store.forwarded_environment(to_ray=True) == {"AWS_ENDPOINT_URL": "http://s3:9000"}  # Ray logs what jobs get
+    assert object_store.forwarded_environment() == {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "its-secret",  # pragma: allowlist secret
+        "AWS_ENDPOINT_URL": "http://s3:9000",
+    }
 
 
 def test_a_connection_counts_more_than_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +371,7 @@ def test_a_connection_counts_more_than_variables(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "other")
     monkeypatch.setenv(object_store.CONNECTION, "store")
-    forwarded = object_store.forwarded_environment()
+    forwarded = object_store.forwarded_environment(to_ray=True)
     assert "AWS_SESSION_TOKEN" not in forwarded
     assert (
         forwarded.items()

@@ -82,6 +82,16 @@ def test_a_process_that_got_the_recorded_pid_later_is_left_alone(tmp_path: Path)
     processes.end([service], "three")
 
 
+def test_a_server_is_the_same_one_when_the_clock_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, child = start_server(tmp_path, "four")
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)  # as after the clock was an hour late
+    assert processes.is_running(service)
+    assert {service.pid, child} <= {process.pid for process in processes.living([service], "four")}
+    assert 0 <= processes.age_seconds(service) < 600
+    processes.end([service], "four")
+
+
 def test_down_without_anything_up_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         local.down(tmp_path)

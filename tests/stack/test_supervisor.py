@@ -136,6 +136,24 @@ def test_a_start_that_fails_is_tried_again(
     assert recorded(layout, "one").num_restarts == 1
 
 
+def test_a_start_that_cannot_be_written_down_leaves_no_process_behind(
+    state: State, layout: Layout, commands: dict[str, Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = Supervisor(layout.state_dir, layout.marker, commands)
+    kill(recorded(layout, "one"))
+    started: list[Service] = []
+    start = processes.start
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "start", lambda *args, **kwargs: started.append(start(*args, **kwargs)) or started[-1])
+        patch.setattr(State, "save", lambda self: (_ for _ in ()).throw(OSError("no space left")))
+        for second in range(10):
+            assert watch.look(float(second))
+    assert len(started) == 1, "the disk is full for longer than a second"
+    assert not processes.is_running(started[0])
+    assert watch.look(100.0)
+    assert recorded(layout, "one").num_restarts == 1
+
+
 def test_one_that_has_lasted_is_restarted_at_once(
     state: State, layout: Layout, commands: dict[str, Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +201,25 @@ def test_a_scheduler_is_restarted_when_an_idle_worker_of_its_executor_dies(layou
         assert recorded(layout, "scheduler").num_restarts == 1, "the workers of the one before are not missed"
     finally:
         processes.end(read_state(layout.state_dir).services, layout.marker)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_in_a_container_a_scheduler_ends_with_an_idle_worker_of_its_executor(layout: Layout, number: signal.Signals) -> None:
+    """SIGKILL to the idle worker, or SIGTERM to the container's first process, as Docker stops one."""
+    pytest.importorskip("setproctitle")
+    command = [sys.executable, "-m", "bliss_ops.stack.executor", sys.executable, "-c", EXECUTOR]
+    first = processes.start("scheduler", command, env=os.environ | {MARKER: layout.marker}, log_file=layout.log_of("x"), cwd=Path.cwd())
+    try:
+        wait_for(lambda: len(said(layout, "x", "idle")) == len(said(layout, "x", "busy")) == len(said(layout, "x", "server")) == 1)
+        os.kill(said(layout, "x", "busy")[0], signal.SIGKILL)
+        time.sleep(3.0)
+        assert processes.is_running(first), "a worker with a task holds nothing up"
+        os.kill(first.pid if number == signal.SIGTERM else said(layout, "x", "idle")[0], number)
+        wait_for(lambda: not processes.is_running(first))
+        assert not psutil.pid_exists(said(layout, "x", "server")[0])
+        assert ("no task would start any more" in layout.log_of("x").read_text()) == (number == signal.SIGKILL)
+    finally:
+        processes.end([first], layout.marker)
 
 
 def test_another_stack_or_none_ends_it(state: State, layout: Layout, commands: dict[str, Command]) -> None:
