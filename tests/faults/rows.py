@@ -1,13 +1,15 @@
-"""One row of the matrix: a fresh cluster, one kind of blow, the whole path, and what is left of it in the end.
+"""One row of the matrix: an empty lake, one kind of blow, the whole path, and what is left of it in the end.
 
 The path is ingestion, one round, re-scoring. What one undisturbed process writes from the same seed is the measure of what was lost,
 doubled or changed.
 """
 
 import contextlib
+import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import duckdb
 
 from bliss_ops.lake import Lake
-from bliss_ops.manifest import Manifest, read_manifest
+from bliss_ops.manifest import Manifest, find_manifest, read_manifest
 from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES
 from bliss_ops.stack.airflow_api import FINISHED, TaskInstance
 from tests.faults.blows import Fault, Scene
@@ -68,10 +70,9 @@ JOBS = {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if not stage.
 LIGHT = {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if stage.is_light}  # done in a task's process, without a job
 
 
-def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
-    """Run one row; what went wrong with the product is in its `problems`, nothing is raised for it."""
-    begun = time.monotonic()
-    row = Row(fault.name, fault.words, datetime.now().astimezone().date().isoformat(), 0.0)
+@contextmanager
+def scene_for(fault: Fault) -> Iterator[Scene]:
+    """A cluster as this fault wants it, its S3 server behind the proxy; others of the same `needs` may be struck there, too."""
     with contextlib.ExitStack() as stack:
         proxies: list[FaultyProxy] = []
 
@@ -86,20 +87,38 @@ def run(fault: Fault, reference: Lake, *, seed: int) -> Row:
         stack.enter_context(cluster)
         if fault.is_doubled:
             cluster.add("airflow-scheduler-2", like="airflow-scheduler")
-        striker = Striker(fault, Scene(cluster, proxies[0]), JOBS | LIGHT if fault.of_tasks else JOBS, seed)
-        striker.start()
-        tasks = _walk(cluster, row, num_triggers=2 if fault.is_doubled else 1)
-        row.problems += [f"{stage} was not struck" for stage in sorted(striker.end())]
-        proxies[0].clear()
-        row.stages = _outcomes(striker.blows, tasks)
-        row.problems += _late(row, fault)
-        row.restarts = {name: cluster.num_starts(name) - 1 for name in cluster.names if cluster.num_starts(name) > 1}
-        try:
-            cluster.wait_until_healthy()
-        except RuntimeError as error:
-            row.problems.append(str(error).splitlines()[0])
-        row.problems += _orphans(cluster)
-        row.problems += _differences(cluster, reference)
+        yield Scene(cluster, proxies[0])
+
+
+def needs(fault: Fault) -> tuple[Any, ...]:
+    """What a fault wants its cluster to be like."""
+    return fault.setting, tuple(sorted(fault.variables.items())), fault.is_doubled
+
+
+def run(fault: Fault, reference: Lake, scene: Scene, *, seed: int) -> Row:
+    """Run one row; what went wrong with the product is in its `problems`, nothing is raised for it."""
+    begun = time.monotonic()
+    row = Row(fault.name, fault.words, datetime.now().astimezone().date().isoformat(), 0.0)
+    cluster = scene.cluster
+    with _lake_of(cluster) as lake:
+        if find_manifest(lake.corpus(RECIPE).source) is not None:  # of the row before
+            lake.root.fs.rm(lake.root.path, recursive=True)
+            shutil.rmtree(cluster.directory / "volumes" / "ray" / "bliss-store", ignore_errors=True)
+    starts = {name: cluster.num_starts(name) for name in cluster.names}
+    striker = Striker(fault, scene, JOBS | LIGHT if fault.of_tasks else JOBS, seed)
+    striker.start()
+    tasks = _walk(cluster, row, num_triggers=2 if fault.is_doubled else 1)
+    row.problems += [f"{stage} was not struck" for stage in sorted(striker.end())]
+    scene.proxy.clear()
+    row.stages = _outcomes(striker.blows, tasks)
+    row.problems += _late(row, fault)
+    row.restarts = {name: cluster.num_starts(name) - before for name, before in starts.items() if cluster.num_starts(name) > before}
+    try:
+        cluster.wait_until_healthy()
+    except RuntimeError as error:
+        row.problems.append(str(error).splitlines()[0])
+    row.problems += _orphans(cluster)
+    row.problems += _differences(cluster, reference)
     row.seconds = round(time.monotonic() - begun, 1)
     return row
 
@@ -193,6 +212,22 @@ def _orphans(cluster: Cluster) -> list[str]:
 
 def _differences(cluster: Cluster, reference: Lake) -> list[str]:
     """What the lake and its store have less, more, or other than one undisturbed process makes."""
+    with _lake_of(cluster) as lake:
+        here, there = manifests(reference), manifests(lake)
+        problems = [f"lost: {address}" for address in sorted(here.keys() - there.keys())]
+        problems += [f"doubled: {address}" for address in sorted(there.keys() - here.keys())]
+        for address in sorted(here.keys() & there.keys()):
+            if here[address].stage != "report" and here[address].outputs != there[address].outputs:  # a report says how long it took
+                problems.append(f"changed: {address}")
+        try:
+            return problems + _score_differences(reference, lake, cluster.directory)
+        except FileNotFoundError as error:
+            return [*problems, f"lost: {error}"]
+
+
+@contextmanager
+def _lake_of(cluster: Cluster) -> Iterator[Lake]:
+    """The cluster's lake, as a person would open it: by the same variables."""
     import pytest
     import s3fs
 
@@ -201,16 +236,7 @@ def _differences(cluster: Cluster, reference: Lake) -> list[str]:
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         try:
-            lake = Lake.open(cluster.lake)
-            here, there = manifests(reference), manifests(lake)
-            problems = [f"lost: {address}" for address in sorted(here.keys() - there.keys())]
-            problems += [f"doubled: {address}" for address in sorted(there.keys() - here.keys())]
-            for address in sorted(here.keys() & there.keys()):
-                if here[address].stage != "report" and here[address].outputs != there[address].outputs:  # a report says how long it took
-                    problems.append(f"changed: {address}")
-            return problems + _score_differences(reference, lake, cluster.directory)
-        except FileNotFoundError as error:
-            return [f"lost: {error}"]
+            yield Lake.open(cluster.lake)
         finally:
             s3fs.S3FileSystem.clear_instance_cache()
 
