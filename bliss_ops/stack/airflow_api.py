@@ -36,7 +36,7 @@ class TaskInstance:
     try_number: int
     duration: float | None
     started_at: str | None
-    ended_at: str | None = None
+    ended_at: str | None
 
 
 class AirflowApi:
@@ -53,29 +53,29 @@ class AirflowApi:
         return {name: str(part.get("status")) for name, part in parts.items()}
 
     def dag_ids(self) -> set[str]:
-        return {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags?limit=100")["dags"]}
+        return {dag["dag_id"] for dag in self.call("GET", "/api/v2/dags?limit=100")["dags"]}
 
     def import_errors(self) -> list[str]:
         """Tracebacks of DAG files that could not be read."""
-        return [error["stack_trace"] for error in self._call("GET", "/api/v2/importErrors")["import_errors"]]
+        return [error["stack_trace"] for error in self.call("GET", "/api/v2/importErrors")["import_errors"]]
 
     def pools(self) -> dict[str, int]:
         """Slots of every pool; -1 is without a limit."""
-        return {pool["name"]: int(pool["slots"]) for pool in self._call("GET", "/api/v2/pools?limit=100")["pools"]}
+        return {pool["name"]: int(pool["slots"]) for pool in self.call("GET", "/api/v2/pools?limit=100")["pools"]}
 
     def unpause(self, dag_id: str) -> None:
-        self._call("PATCH", f"/api/v2/dags/{_quote(dag_id)}?update_mask=is_paused", {"is_paused": False})
+        self.call("PATCH", f"/api/v2/dags/{_quote(dag_id)}?update_mask=is_paused", {"is_paused": False})
 
     def make_pool(self, name: str, slots: int, description: str) -> None:
         """Create a pool; one of that name is left as it is."""
         try:
-            self._call("GET", f"/api/v2/pools/{_quote(name)}")
+            self.call("GET", f"/api/v2/pools/{_quote(name)}")
             return
         except AirflowError as error:
             if error.status != NOT_FOUND:
                 raise
         try:
-            self._call("POST", "/api/v2/pools", {"name": name, "slots": slots, "description": description, "include_deferred": True})
+            self.call("POST", "/api/v2/pools", {"name": name, "slots": slots, "description": description, "include_deferred": True})
         except AirflowError as error:
             if error.status != CONFLICT:
                 raise
@@ -89,7 +89,7 @@ class AirflowApi:
         name = run_id
         for number in range(2, 1000):
             try:
-                self._call("POST", f"/api/v2/dags/{_quote(dag_id)}/dagRuns", {"dag_run_id": name, "logical_date": None, "conf": dict(conf)})
+                self.call("POST", f"/api/v2/dags/{_quote(dag_id)}/dagRuns", {"dag_run_id": name, "logical_date": None, "conf": dict(conf)})
                 return name
             except AirflowError as error:
                 if error.status != CONFLICT:
@@ -98,14 +98,14 @@ class AirflowApi:
         raise AirflowError(CONFLICT, f"{dag_id}: there are a thousand DAG runs named {run_id}")
 
     def dag_run_state(self, dag_id: str, run_id: str) -> str:
-        return str(self._call("GET", _run_path(dag_id, run_id))["state"])
+        return str(self.call("GET", _run_path(dag_id, run_id))["state"])
 
     def task_instances(self, dag_id: str, run_id: str) -> list[TaskInstance]:
         """Tasks of a DAG run, mapped ones one by one."""
         found: list[dict[str, Any]] = []
         while len(found) % PAGE == 0:  # however many are asked for, Airflow gives a hundred at a time
             page = f"limit={PAGE}&offset={len(found)}&order_by=id"
-            answer = self._call("GET", f"{_run_path(dag_id, run_id)}/taskInstances?{page}")["task_instances"]
+            answer = self.call("GET", f"{_run_path(dag_id, run_id)}/taskInstances?{page}")["task_instances"]
             found += answer
             if not answer:
                 break
@@ -127,10 +127,15 @@ class AirflowApi:
         """The lines of a task's current try, without Airflow's own."""
         query = urllib.parse.urlencode({"map_index": task.map_index, "full_content": "true"})
         path = f"{_run_path(dag_id, run_id)}/taskInstances/{_quote(task.task_id)}/logs/{max(task.try_number, 1)}?{query}"
-        content = self._call("GET", path)["content"]
+        content = self.call("GET", path)["content"]
         return [line for item in content for line in _log_lines(item) if line.strip() and not line.startswith("::")]
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """One request, logged in; the answer's JSON.
+
+        Raises:
+            AirflowError: it was refused.
+        """
         if not self._token:
             self._token = self._send("POST", "/auth/token", self._login, token=False)["access_token"]
         try:

@@ -80,7 +80,7 @@ def check_installed() -> None:
 
 def choose_ports() -> dict[str, int]:
     """The usual ports where they are free, else any free ones."""
-    return {name: port if _is_free(port) else _free_port() for name, port in DEFAULT_PORTS.items()}
+    return {name: port if _is_free(port) else free_port() for name, port in DEFAULT_PORTS.items()}
 
 
 def shared_environment(layout: Layout) -> dict[str, str]:
@@ -223,7 +223,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -74,7 +74,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 240) -> Any:
 
 def finished_run(state: "State", dag_id: str, partition_key: str | None = None) -> dict[str, Any] | None:
     """A successful run of the DAG; a failed one fails the test."""
-    runs = state.api._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=20")["dag_runs"]
+    runs = state.api.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=20")["dag_runs"]
     ours = [run for run in runs if partition_key in (None, run["partition_key"])]
     assert not [run for run in ours if run["state"] == "failed"]
     return next((run for run in ours if run["state"] == "success"), None)

@@ -34,7 +34,7 @@ class Server:
 @contextmanager
 def airflow_server(lake: str, directory: Path, *, with_dags: bool = False) -> Iterator[Server]:
     """Start it on a free port of 127.0.0.1 and end it with all its children; `with_dags` reads the DAGs into its database first."""
-    ports = {name: services._free_port() for name in services.DEFAULT_PORTS}
+    ports = {name: services.free_port() for name in services.DEFAULT_PORTS}
     layout = services.Layout(state_dir=directory, lake=lake, marker=uuid.uuid4().hex, ray_temp=directory / "scratch", ports=ports)
     for folder in (layout.airflow_home, layout.logs, layout.ray_temp):
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import duckdb
-
 from bliss_ops.lake import Lake
-from bliss_ops.manifest import Manifest, find_manifest, read_manifest
+from bliss_ops.manifest import find_manifest
 from bliss_ops.pipeline import CORPUS_STAGES, ROUND_STAGES
 from bliss_ops.stack.airflow_api import FINISHED, TaskInstance
+from tests.artifacts import manifests, stored_scores
 from tests.faults.blows import Fault, Scene
 from tests.faults.striking import UNREACHABLE, Blow, Striker
 from tests.s3.faulty_proxy import FaultyProxy
@@ -217,7 +216,7 @@ def _differences(cluster: Cluster, reference: Lake) -> list[str]:
         problems = [f"lost: {address}" for address in sorted(here.keys() - there.keys())]
         problems += [f"doubled: {address}" for address in sorted(there.keys() - here.keys())]
         for address in sorted(here.keys() & there.keys()):
-            if here[address].stage != "report" and here[address].outputs != there[address].outputs:  # a report says how long it took
+            if (here[address].fingerprint, here[address].outputs) != (there[address].fingerprint, there[address].outputs):
                 problems.append(f"changed: {address}")
         try:
             return problems + _score_differences(reference, lake, cluster.directory)
@@ -241,21 +240,7 @@ def _lake_of(cluster: Cluster) -> Iterator[Lake]:
             s3fs.S3FileSystem.clear_instance_cache()
 
 
-def manifests(lake: Lake) -> dict[str, Manifest]:
-    """Every finished artifact of a lake, by its address."""
-    found = [read_manifest(path.parent, made_by="") for path in sorted(lake.root.glob("**/manifest.json"), key=str)]
-    return {manifest.artifact: manifest for manifest in found}
-
-
 def _score_differences(reference: Lake, lake: Lake, scratch: Path) -> list[str]:
-    here, there = _scores(reference, scratch / "here.duckdb"), _scores(lake, scratch / "there.duckdb")
-    lost, more = here - there, there - here
-    return [f"lost: {lost.total()} scores of the store"] * bool(lost) + [f"doubled or changed: {more.total()} scores of the store"] * bool(
-        more
-    )
-
-
-def _scores(lake: Lake, copy: Path) -> Counter[tuple[Any, ...]]:
-    copy.write_bytes(lake.score_store.read_bytes())
-    with duckdb.connect(str(copy), read_only=True) as con:
-        return Counter(con.execute("select score_run_id, sequence_id, score from all_scores order by all").fetchall())
+    here, there = (Counter(stored_scores(each, scratch / name)) for name, each in (("here", reference), ("there", lake)))
+    lost, more = (here - there).total(), (there - here).total()
+    return [f"lost: {lost} scores of the store"] * bool(lost) + [f"doubled or changed: {more} scores of the store"] * bool(more)

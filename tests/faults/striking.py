@@ -84,7 +84,7 @@ class Striker(threading.Thread):
 
     def _stage_of(self, task_instance: str) -> str:
         """The command that a task is for; empty when Airflow does not know it (yet)."""
-        newest = self._scene.cluster.api._call("GET", "/api/v2/dags/~/dagRuns/~/taskInstances?limit=50&order_by=-start_date")
+        newest = self._scene.cluster.api.call("GET", "/api/v2/dags/~/dagRuns/~/taskInstances?limit=50&order_by=-start_date")
         for item in newest["task_instances"]:
             if item["id"] == task_instance:
                 is_rescored = (item["dag_id"], item["task_id"]) == ("bliss_rescore", "load")

@@ -55,7 +55,7 @@ class Seen:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """The embedded stack with both exports on, one round through it, then two DAG runs that fail."""
     seen, directory = Seen(), tmp_path_factory.mktemp("exported")
-    lake, port = Lake.open(directory / "lake"), services._free_port()
+    lake, port = Lake.open(directory / "lake"), services.free_port()
     with pytest.MonkeyPatch.context() as patch, OtlpReceiver() as otlp, Receiver() as told:
         plain_environment, plain_command = services.airflow_environment, services.ray_command
         metrics = {
@@ -116,7 +116,7 @@ class prometheus:  # noqa: N801 - used like a function
 
     def __init__(self, directory: Path, port: int) -> None:
         self.program, self.directory, self.port = shutil.which("prometheus"), directory, port
-        self.own_port = services._free_port()
+        self.own_port = services.free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Any:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bliss_ops.operations import metadata
+from bliss_ops.stack import services
 from tests.stack import postgres
 
 PASSWORD = "a password/with: signs@"
@@ -24,9 +24,7 @@ def port() -> Iterator[int]:
         pytest.skip(reason)
     directory = Path(tempfile.mkdtemp(prefix="bliss-postgres-"))
     directory.chmod(0o755)  # for the user that Postgres runs as
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
+    number = services.free_port()
     server = subprocess.Popen(postgres.prepare(directory, password=PASSWORD, port=number), stderr=subprocess.DEVNULL)
     try:
         yield number

@@ -39,7 +39,7 @@ def ray_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (scripts / "bliss").chmod(0o755)
     temporary = Path(tempfile.mkdtemp(prefix="bliss-ray-"))
     layout = services.Layout(
-        state_dir, "/lake", secrets.token_hex(8), temporary, {name: services._free_port() for name in services.DEFAULT_PORTS}
+        state_dir, "/lake", secrets.token_hex(8), temporary, {name: services.free_port() for name in services.DEFAULT_PORTS}
     )
     layout.ray_token.write_text(secrets.token_hex(32))
     head = services.ray_environment(layout)

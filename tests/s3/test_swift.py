@@ -17,9 +17,10 @@ from bliss_ops import object_store, pipeline
 from bliss_ops.cli import main
 from bliss_ops.configure import configure_corpus, configure_run
 from bliss_ops.lake import Lake, names_in, sweep_temporary_files, write_bytes
-from bliss_ops.manifest import Manifest, find_manifest
+from bliss_ops.manifest import find_manifest
 from bliss_ops.object_store import errors, file_system
 from bliss_ops.recipes import load_recipe
+from tests.artifacts import manifests
 from tests.s3.faulty_proxy import FaultyProxy
 from tests.stack import swift
 
@@ -53,11 +54,6 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
 def _no_faults(proxy: FaultyProxy) -> None:
     proxy.clear()
     proxy.forget()
-
-
-def manifests(lake: Lake) -> dict[str, Manifest]:
-    found = [find_manifest(path.parent) for path in lake.root.glob("**/manifest.json")]
-    return {manifest.artifact: manifest for manifest in found if manifest is not None and manifest.stage != "report"}
 
 
 def same(lake: Lake, other: Lake, prefix: str = "") -> int:

@@ -21,7 +21,7 @@ class PatientApi(AirflowApi):
     def trigger_once(self, dag_id: str, run_id: str, conf: dict[str, Any]) -> str:
         """Trigger a DAG run of exactly this id; one that is there already is the one whose answer was lost."""
         try:
-            self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf})
+            self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"dag_run_id": run_id, "logical_date": None, "conf": conf})
         except AirflowError as error:
             if error.status != CONFLICT:
                 raise
@@ -43,7 +43,7 @@ class PatientApi(AirflowApi):
         """Every try of a task instance, the last one included."""
         path = f"/api/v2/dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}"
         mapped = f"/{task['map_index']}" if task["map_index"] >= 0 else ""
-        found: list[dict[str, Any]] = self._call("GET", f"{path}{mapped}/tries")["task_instances"]
+        found: list[dict[str, Any]] = self.call("GET", f"{path}{mapped}/tries")["task_instances"]
         return found
 
     def tasks_of(self, run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ class PatientApi(AirflowApi):
         """The end of one try's log; empty when it cannot be read."""
         path = f"/api/v2/dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}"
         try:
-            content = self._call("GET", f"{path}/logs/{try_number}?map_index={task['map_index']}&full_content=true")["content"]
+            content = self.call("GET", f"{path}/logs/{try_number}?map_index={task['map_index']}&full_content=true")["content"]
         except AirflowError as error:
             return [str(error)]
         lines = [str(item.get("event", item)) if isinstance(item, dict) else str(item) for item in content]
@@ -68,12 +68,12 @@ class PatientApi(AirflowApi):
     def clear(self, run: dict[str, Any]) -> None:
         """Clear the failed tasks of a DAG run, as a person would who has read why they failed."""
         body = {"dry_run": False, "dag_run_id": run["dag_run_id"], "only_failed": True, "reset_dag_runs": True}
-        self._call("POST", f"/api/v2/dags/{run['dag_id']}/clearTaskInstances", body)
+        self.call("POST", f"/api/v2/dags/{run['dag_id']}/clearTaskInstances", body)
 
     def _pages(self, path: str, key: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         while True:
-            page = self._call("GET", f"{path}&limit={PAGE}&offset={len(found)}")[key]
+            page = self.call("GET", f"{path}&limit={PAGE}&offset={len(found)}")[key]
             found += page
             if len(page) < PAGE:
                 return found

@@ -32,9 +32,10 @@ import psutil
 from bliss_ops.stack import deployment, processes
 from bliss_ops.stack.airflow_api import AirflowApi, AirflowError
 from bliss_ops.stack.local import DAG_IDS
+from bliss_ops.stack.services import free_port
 from tests.stack import compose_file, postgres, swift
 from tests.stack.compose_file import REPOSITORY, ComposeService
-from tests.stack.swift import S3Server, free_port
+from tests.stack.swift import S3Server
 
 NUM_WORKERS = 2
 BUCKET = "bliss"

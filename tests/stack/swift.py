@@ -9,17 +9,17 @@ import getpass
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bliss_ops.stack import processes
+from bliss_ops.stack.services import free_port
 
 PYTHON = "/usr/bin/python3"  # Debian's, which its packages install Swift for
 PROGRAMS = {
@@ -220,11 +220,6 @@ def answers(server: S3Server) -> bool:
     except OSError:
         return False
     return True
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _command(directory: Path, program: str, config: Path) -> list[str]:

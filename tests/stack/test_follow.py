@@ -79,6 +79,7 @@ def task(task_id: str, state: str | None, map_index: int = -1) -> dict[str, Any]
         "try_number": 1,
         "duration": 3.0,
         "start_date": started,
+        "end_date": None,
     }
 
 
@@ -154,7 +155,7 @@ def test_more_tasks_than_a_page_are_all_seen(api: AirflowApi) -> None:
 
 def test_of_very_many_tasks_the_table_shows_those_that_run_or_have_failed() -> None:
     states = ["success"] * 40 + ["running", "failed", "scheduled", "queued"]
-    tasks = [TaskInstance(f"t{i}", -1, f"t{i}", state, 1, 1.0, "2026-01-01T00:00:00+00:00") for i, state in enumerate(states)]
+    tasks = [TaskInstance(f"t{i}", -1, f"t{i}", state, 1, 1.0, "2026-01-01T00:00:00+00:00", None) for i, state in enumerate(states)]
     shown = follow_module._shown(follow_module.DagRun("bliss_compare", "compare-a", "running", tasks))
     assert [one.state for one in shown] == ["running", "failed", "queued"]
     assert follow_module._shown(follow_module.DagRun("bliss_compare", "compare-a", "running", tasks[:20])) == tasks[:20]

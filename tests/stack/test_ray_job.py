@@ -150,9 +150,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def start_postgres(root: Path, marker: str) -> tuple[processes.Service, str]:
     """A database of its own for Airflow: the server, and its address."""
-    with socket.socket() as probe:
-        probe.bind((services.HOST, 0))
-        port = probe.getsockname()[1]
+    port = services.free_port()
     password = secrets.token_hex(8)
     command = postgres.prepare(root / "postgres", password=password, port=port)
     environment = os.environ | {processes.MARKER: marker}
@@ -182,7 +180,7 @@ def tries(stack: Stack, dag_id: str, run_id: str) -> int:
 def test_a_job_runs_its_log_is_shown_once_and_its_page_is_linked(stack: Stack) -> None:
     run_id, witness = stack.start("work", seconds=3)
     task_path = f"/api/v2/dags/work/dagRuns/{run_id}/taskInstances/work"
-    links = wait_for(lambda: stack.api._call("GET", f"{task_path}/links")["extra_links"], 3)
+    links = wait_for(lambda: stack.api.call("GET", f"{task_path}/links")["extra_links"], 3)
     assert stack.end("work", run_id) == "success"
     (job,) = stack.jobs_of(run_id)
     assert links == {"Ray dashboard": f"{stack.layout.ray_url}/#/jobs/{job.submission_id}"}
@@ -224,7 +222,7 @@ def stopped(stack: Stack, run_id: str, witness: Path, seconds: float = 45) -> No
 
 def test_marking_the_dag_run_failed_stops_the_job(stack: Stack) -> None:
     run_id, witness = stack.start("work", seconds=600)
-    stack.api._call("PATCH", f"/api/v2/dags/work/dagRuns/{run_id}", {"state": "failed"})
+    stack.api.call("PATCH", f"/api/v2/dags/work/dagRuns/{run_id}", {"state": "failed"})
     stopped(stack, run_id, witness)
 
 
@@ -244,13 +242,13 @@ def test_clearing_a_task_stops_its_job_and_starts_another(stack: Stack) -> None:
     run_id, _ = stack.start("work", seconds=10)
     wait_for(lambda: stack.api.task_instances("work", run_id)[0].state in ("running", "deferred"))
     body = {"dag_run_id": run_id, "task_ids": ["work"], "dry_run": False, "only_failed": False, "reset_dag_runs": True}
-    stack.api._call("POST", "/api/v2/dags/work/clearTaskInstances", body)
+    stack.api.call("POST", "/api/v2/dags/work/clearTaskInstances", body)
     assert stack.end("work", run_id) == "success"
     assert stack.states_of(run_id) == ["STOPPED", "SUCCEEDED"]
 
 
 def test_a_job_without_a_task_is_stopped_and_others_are_left_alone(stack: Stack) -> None:
-    deployment = stack.api._call("GET", "/api/v2/variables/ray_jobs_deployment")["value"]
+    deployment = stack.api.call("GET", "/api/v2/variables/ray_jobs_deployment")["value"]
     whose = {"dag_id": "work", "run_id": "no such run", "task_id": "work", "map_index": -1, "try_number": 1}
     alive, witness = stack.start("work", seconds=30)
     for name, of in (("orphan", deployment), ("another-airflows", "another")):
@@ -261,7 +259,7 @@ def test_a_job_without_a_task_is_stopped_and_others_are_left_alone(stack: Stack)
     assert stack.jobs.status("orphan") == "STOPPED"
     assert stack.jobs.status("another-airflows") == "RUNNING"
     stack.jobs.stop("another-airflows")
-    events = stack.api._call("GET", "/api/v2/assets/events?limit=10")["asset_events"]
+    events = stack.api.call("GET", "/api/v2/assets/events?limit=10")["asset_events"]
     announced = [event["extra"] for event in events if event["name"] == "orphans"]
     assert {"submission_id": "orphan", "task": "work no such run work", "task_state": "gone", "job_status": "STOPPED"} in announced
     assert stack.end("work", alive) == "success"

@@ -73,7 +73,7 @@ def api(state: State) -> AirflowApi:
 
 
 def dag_runs(api: AirflowApi, dag_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = api._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100")["dag_runs"]
+    found: list[dict[str, Any]] = api.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100")["dag_runs"]
     return found
 
 
@@ -138,7 +138,7 @@ def test_the_corpus_asset_starts_rescoring(state: State, lake: Lake, api: Airflo
     assert (corpus, name.rsplit("-", 1)[0]) == ("new", f"{RUN}-round-02")
     num_sequences = len(rows_of(lake, f"scores/new/{name}")["all_scores"])
     assert num_sequences > 50
-    events = api._call("GET", "/api/v2/assets/events?limit=100")["asset_events"]
+    events = api.call("GET", "/api/v2/assets/events?limit=100")["asset_events"]
     (event,) = [event for event in events if event["name"] == "bliss_scores"]
     assert event["partition_key"] == "new"
     assert {"corpus": "new", "scores": name, "num_shards_scored": 3, "num_sequences": num_sequences}.items() <= event["extra"].items()
