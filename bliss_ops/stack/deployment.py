@@ -37,7 +37,8 @@ SECRETS = {
     "RAY_AUTH_TOKEN": "Ray runs whatever is sent with it",
     "S3_SECRET_KEY": "the object store that holds the lake",
 }
-TYPED = frozenset({"AIRFLOW_ADMIN_PASSWORD"})  # by people: need not be longer on a public address
+WHERE_USED = {"GRAFANA_PASSWORD": "Grafana's user admin"}  # only docker/monitoring.yml hands it over to be checked
+TYPED = frozenset({"AIRFLOW_ADMIN_PASSWORD", "GRAFANA_PASSWORD"})  # by people: need not be longer on a public address
 IN_ADDRESSES = frozenset({"POSTGRES_PASSWORD"})  # stand in a URL, where other characters would mean something
 EXAMPLES = ("admin", "airflow", "bliss", "change", "default", "example", "fixme", "minio", "password", "postgres", "secret", "test", "todo")
 REMEDY = "Empty those lines, then run `python3 bliss_ops/stack/deployment.py fill .env`: it writes a secret where there is none."
@@ -47,15 +48,16 @@ def problems(environment: Mapping[str, str]) -> list[str]:
     """Every reason not to start, each with what to do; empty when there is none. No value is ever shown.
 
     Args:
-        environment: the variables of `.env`.
+        environment: the variables of `.env`; a secret of `WHERE_USED` is asked for where its name is among them.
     """
+    wanted = SECRETS | {name: purpose for name, purpose in WHERE_USED.items() if name in environment}
     is_public = not _is_loopback(environment.get("BIND_ADDRESS", ""))
     found = []
-    for name, purpose in SECRETS.items():
+    for name, purpose in wanted.items():
         if reason := _weakness(name, environment.get(name, ""), is_public=is_public):
             found.append(f"{name} ({purpose}) {reason}")
-    values = [environment[name] for name in SECRETS if environment.get(name)]
-    shared = sorted(name for name in SECRETS if environment.get(name) and values.count(environment[name]) > 1)
+    values = [environment[name] for name in wanted if environment.get(name)]
+    shared = sorted(name for name in wanted if environment.get(name) and values.count(environment[name]) > 1)
     if shared:
         found.append(f"{', '.join(shared)} have the same value: each needs its own")
     if not environment.get("S3_ACCESS_KEY"):
@@ -69,7 +71,7 @@ def fill(text: str) -> str:
     for line in text.splitlines():
         name, separator, value = line.partition("=")
         is_empty = separator and not value.strip()
-        lines.append(f"{name}={_new(name)}" if is_empty and (name in SECRETS or name == "S3_ACCESS_KEY") else line)
+        lines.append(f"{name}={_new(name)}" if is_empty and name in {*SECRETS, *WHERE_USED, "S3_ACCESS_KEY"} else line)
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from bliss_ops import gauges
+from bliss_ops.stack import deployment
 from tests.monitoring.boards import DOCKER, alarms, dashboard, expressions, metric_names, panels
 from tests.monitoring.otlp import prometheus_name
 
@@ -130,10 +131,19 @@ class TestCompose:
     def test_images_are_pinned_and_ports_are_loopback_only(self) -> None:
         for name in ("prometheus", "alertmanager", "grafana"):
             service = self.override["services"][name]
-            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
-            assert service["read_only"] is True
-            assert service["mem_limit"]
+            assert re.search(r":v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}$", service["image"]), name
             assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+
+    def test_servers_are_bounded_checked_and_wait_for_the_settings(self) -> None:
+        """Grafana's password is one of those, by the code that checks the others."""
+        hardened = self.base["services"]["s3"]
+        for name in ("prometheus", "alertmanager", "grafana"):
+            service = self.override["services"][name]
+            assert {"mem_limit", "cpus", "pids_limit", "healthcheck"} <= service.keys(), name
+            for setting in ("read_only", "cap_drop", "security_opt", "logging", "restart"):
+                assert service[setting] == hardened[setting], (name, setting)
+            assert service["depends_on"]["check-settings"] == {"condition": "service_completed_successfully"}
+        assert self.override["services"]["check-settings"]["environment"].keys() == deployment.WHERE_USED.keys()
 
     def test_what_is_mounted_is_there_and_the_datasource_is_the_panels(self) -> None:
         for service in self.override["services"].values():

@@ -50,6 +50,7 @@ ABSENT = {
 START_SECONDS = 600.0  # on a busy machine Ray gives up on its own parts once or twice, and is started again
 RESTART_SECONDS = 1.0  # how long a service that ended stays away
 PORTS = {"8080": "airflow", "8265": "ray_jobs", "6379": "ray", "5432": "postgres", "7070": "s3"}
+AGENT_PORT = "52365"  # each node has it to itself in its container; here it has one of its own
 
 # What a test's machine has room for, in place of what .env.example proposes.
 SMALL = {
@@ -122,6 +123,7 @@ class Cluster:
         self._s3_endpoint = s3_endpoint
         self._overrides = overrides
         self._running: dict[str, Running] = {}
+        self._agent_ports: dict[str, int] = {}  # by container
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -343,7 +345,9 @@ class Cluster:
         command = [self._translated(word, service, name) for word in service.command]
         if service.name in ("ray-head", "ray-worker"):
             command = [sys.executable, "-c", RAY_LAUNCHER, *command[1:], "--node-ip-address=127.0.0.1"]
-            command += [f"--{name}-port={free_port()}" for name in NODE_PORTS]
+            ports = {part: free_port() for part in NODE_PORTS}
+            self._agent_ports[name] = ports["dashboard-agent-listen"]
+            command += [f"--{part}-port={port}" for part, port in ports.items()]
         if service.name == "ray-head":
             command.append(f"--ray-client-server-port={free_port()}")
         return {name: self._contained(name, service, command)}
@@ -387,7 +391,10 @@ class Cluster:
         """Host names, ports and paths of a container as they are on this machine."""
         text = re.sub(r"\b(?:ray-head|postgres|s3|airflow-api-server)(?=:\d|\")", "127.0.0.1", text)
         text = text.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - what the containers listen on
-        text = re.sub(rf"\b(?:{'|'.join(PORTS)})\b", lambda match: str(self.ports[PORTS[match[0]]]), text)
+        ports = {inside: self.ports[part] for inside, part in PORTS.items()}
+        if name in self._agent_ports:
+            ports[AGENT_PORT] = self._agent_ports[name]
+        text = re.sub(rf"\b(?:{'|'.join(ports)})\b", lambda match: str(ports[match[0]]), text)
         here = {"/opt/bliss/dags": REPOSITORY / "dags"}
         here |= {path: self._mounted(path, service, name or service.name) for path in service.mounts}
         paths = "|".join(sorted(map(re.escape, here), key=len, reverse=True))
