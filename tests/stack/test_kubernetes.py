@@ -5,11 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-yaml = pytest.importorskip("yaml")
+from bliss_ops.stack import deployment
+from tests.stack import compose_file
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = REPOSITORY / "docker" / "kubernetes"
+FILLED = compose_file.dotenv(deployment.fill((REPOSITORY / ".env.example").read_text()))
+MADE_BY_THE_CHART = {
+    f"AIRFLOW__{name}"
+    for name in (
+        "CORE__EXECUTOR", "CORE__FERNET_KEY", "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", "CORE__EXECUTION_API_SERVER_URL",
+        "DATABASE__SQL_ALCHEMY_CONN", "API__SECRET_KEY", "API__BASE_URL", "API_AUTH__JWT_SECRET", "LOGGING__BASE_LOG_FOLDER",
+    )
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +63,28 @@ def test_the_images_are_those_of_the_compose_file(ray: dict[str, Any], airflow: 
     ours = {service["image"] for service in [*compose.values(), gpu["ray-worker"]] if "build" in service}
     used = {container["image"].partition(":")[0] for pod in pods(ray["RayCluster"]) for container in pod["containers"]}
     assert used | {airflow["images"]["airflow"]["repository"]} == ours - {"bliss-ops-s3"}
+
+
+def test_airflows_settings_are_those_of_the_compose_file(airflow: dict[str, Any]) -> None:
+    """The rest the chart makes itself, from names of secrets, its own values, and what it installs."""
+    variables = compose_file.read(FILLED)["airflow-scheduler"].environment
+    ours = {name: value for name, value in variables.items() if name.startswith("AIRFLOW__")}
+    theirs = {f"AIRFLOW__{section}__{key}".upper(): value for section, keys in airflow["config"].items() for key, value in keys.items()}
+    assert theirs == {name: value for name, value in ours.items() if name not in MADE_BY_THE_CHART}
+    assert ours.keys() >= MADE_BY_THE_CHART
+    assert ours["AIRFLOW__CORE__EXECUTOR"] == airflow["executor"]
+    claims = {variable["name"]: variable["value"] for variable in airflow["env"] if variable["name"].startswith("BLISS_")}
+    assert claims == {name: variables[name] for name in ("BLISS_TRAINING_CPUS", "BLISS_TRAINING_GPUS")}
+
+
+def test_the_secrets_that_are_made_are_those_that_are_read() -> None:
+    text = (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    made = set(re.findall(r"kubectl create secret generic (\S+) --from-env-file=(\S+)", text))
+    assert made == {("bliss", "bliss.env"), ("bliss-airflow", "bliss-airflow.env")}
+    for name, file in made:
+        assert f"| `{file}` |" in text
+        assert any(re.search(rf"(secretRef|secretKeyRef|SecretName).*\b{name}\b", path.read_text()) for path in FILES.glob("*.yaml"))
+    assert "kubectl create secret generic bliss --from-env-file=bliss.env" in (FILES / "raycluster.yaml").read_text()
 
 
 def test_pods_may_do_little(ray: dict[str, Any], airflow: dict[str, Any]) -> None:
