@@ -141,6 +141,20 @@ def test_no_secret_is_written_down(compose: dict[str, Any]) -> None:
             assert line.endswith("="), line
 
 
+def test_images_are_built_anew_when_something_in_them_changes() -> None:
+    copied = {
+        word for path in DOCKERFILES for line in path.read_text().splitlines() if line.startswith("COPY") for word in line.split()[1:-1]
+    }
+    assert copied > {"bliss_ops", "dags", "pyproject.toml", "constraints.txt"}
+    text = (REPOSITORY / ".github" / "workflows" / "images.yml").read_text()
+    triggers = yaml.safe_load(text)[True]  # `on`, to YAML 1.1
+    for event in ("push", "pull_request"):
+        paths = {path.removesuffix("/**") for path in triggers[event]["paths"]}
+        assert copied - paths == {"README.md", "LICENSE"}, "texts change no behaviour"
+    for path in (REPOSITORY / "docker").glob("*.yml"):
+        assert f"docker compose --file docker-compose.yml --file docker/{path.name} config" in text
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_images_do_not_run_as_root(path: Path) -> None:
     users = [line for line in path.read_text().splitlines() if line.startswith("USER")]
