@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,14 @@ def test_the_order_of_tasks_is_the_pipelines(dags: dict[str, dict]) -> None:
     comparison = [task["id"] for task in dags["bliss_compare"]["tasks"]]
     of_a_run = [f"run.{name}" for name in (*(stage.name for stage in pipeline.ROUND_STAGES[1:]), "next_rounds", "later_rounds")]
     assert comparison == ["configure", "ingest", "corpus", "warm_up", *of_a_run, "report", "missing"]
+
+
+def test_the_documentation_lists_every_task_and_marks_what_is_mapped(dags: dict[str, dict]) -> None:
+    text = (REPOSITORY / "docs" / "airflow.md").read_text().partition("| DAG | one DAG run is | tasks |")[2].partition("\n\n")[0]
+    table = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]*) \|$", text, re.MULTILINE))
+    tasks = {dag_id: [(task["id"].partition(".")[0], task["mapped"]) for task in dag["tasks"]] for dag_id, dag in dags.items()}
+    shown = {dag_id: ", ".join(name + r"\*" * mapped for name, mapped in dict.fromkeys(of_dag)) for dag_id, of_dag in tasks.items()}
+    assert table == shown
 
 
 def test_only_the_writers_of_the_score_store_take_its_pool(dags: dict[str, dict]) -> None:
