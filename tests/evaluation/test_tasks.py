@@ -114,7 +114,7 @@ def test_every_task_is_asked_as_the_harness_asks_it(evaluated: Run) -> None:
     check_against(evaluated, referee(evaluated, HUB))
 
 
-@pytest.mark.skipif(not (REAL / "bench").is_dir(), reason="the real tasks' files are not beside this checkout (shared/data/bench)")
+@pytest.mark.skipif(not (REAL / "bench").is_dir(), reason="the real tasks' files are not beside this checkout")
 def test_real_rows_are_asked_as_the_harness_asks_them(lake: Lake) -> None:
     run = make_run(lake, "real-rows", tasks=TASKS, data=str(REAL / "bench"), max_examples_per_task=4, batch_sequences=8)
     pipeline.evaluate(run, 1)
