@@ -11,9 +11,6 @@ that it can be scored.
 
 import json
 import logging
-import os
-import re
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -21,23 +18,21 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from upath import UPath
-
 from bliss_ops import gates, pipeline
 from bliss_ops.config import NO_VALIDATION, check_name
 from bliss_ops.configure import configure_corpus
 from bliss_ops.corpus.addresses import Address, readable, resolve
 from bliss_ops.corpus.readers import ENDINGS
-from bliss_ops.corpus.source import read_list
-from bliss_ops.lake import TEMPORARY, Corpus, Lake, is_local, is_on_s3, names_in, sha256_of
+from bliss_ops.lake import Corpus, Lake, at_once, sha256_of
+from bliss_ops.landed import Lists, Part
 from bliss_ops.manifest import find_manifest
+from bliss_ops.names import check_line
 from bliss_ops.recipes import load_recipe
 from bliss_ops.rescoring import TOKENIZER_FILE, score_models
 
 log = logging.getLogger(__name__)
 
 SETTINGS_FILE = "landing.toml"
-SETTINGS_MARK = "# settings "  # the first line of a list: a comment to everybody else
 DEFAULT_RECIPE = "demo"
 
 
@@ -60,14 +55,11 @@ Folders = dict[str, dict[str, File]]  # name of a folder -> its files by URI
 
 
 @dataclass(frozen=True)
-class Part:
-    """Files that are a corpus: its name, their list, and how they are ingested."""
+class Look:
+    """What is below a prefix at one time."""
 
-    corpus: str
-    list_file: str
-    num_files: int
-    recipe: str
-    settings: dict[str, Any]  # dotted, beyond the recipe
+    folders: Folders
+    problems: list[str]  # files that no list could name, one sentence each
 
 
 @dataclass
@@ -79,8 +71,10 @@ class Landing:
     problems: list[str] = field(default_factory=list)  # one sentence each
 
 
-def look(prefix: str) -> Folders:
+def look(prefix: str) -> Look:
     """The files below a prefix that could be ingested, by folder; hidden ones and unknown endings are left out.
+
+    So is one whose name would be several lines of a list, or no address: whoever may drop files chooses their names.
 
     Raises:
         ValueError: the prefix does not exist or cannot be listed.
@@ -93,20 +87,26 @@ def look(prefix: str) -> Folders:
             raise FileNotFoundError(prefix)
         found = root.fs.find(root.path, detail=True)
     folders: Folders = {}
+    problems = []
     for path, info in sorted(found.items()):
         parts = path[len(root.path) :].strip("/").split("/")
         if any(part.startswith((".", "_")) for part in parts) or not path.endswith(ENDINGS):
             continue
         uri = path if not root.scheme or "://" in path else f"{root.scheme}://{path}"
+        try:
+            check_line(uri)
+        except ValueError as error:
+            problems.append(f"a file cannot be taken in: {error}")
+            continue
         folders.setdefault(parts[0] if len(parts) > 1 else "", {})[uri] = File.of(uri, info)
-    return folders
+    return Look(folders, problems)
 
 
-def unlanded(lake: Lake, folders: Folders) -> Folders:
+def unlanded(lists: Lists, folders: Folders) -> Folders:
     """The files that belong to no part yet."""
     found = {}
     for folder, files in folders.items():
-        known = {uri for list_file in _lists(lake, folder).values() for uri in read_list(list_file)}
+        known = frozenset[str]().union(*(listed.uris for listed in lists.of(folder).values()))
         if new := {uri: file for uri, file in files.items() if uri not in known}:
             found[folder] = new
     return found
@@ -128,29 +128,29 @@ def land(
         ValueError: the prefix cannot be listed, or landing.toml or a setting is wrong.
     """
     recipe, settings = _how_to_ingest(lake, prefix, recipe, settings or {})
-    landing = Landing()
-    first = unlanded(lake, look(prefix))
+    lists = Lists(lake)
+    first = unlanded(lists, look(prefix).folders)
     if first:
         time.sleep(settle_seconds)
-    folders = look(prefix)
-    for folder, files in unlanded(lake, folders).items():
+    found = look(prefix)
+    landing = Landing(problems=list(found.problems))
+    for folder, files in unlanded(lists, found.folders).items():
         if files != first.get(folder):
             log.info("land: %s/%s is still changing, it waits for the next look", prefix, folder)
             landing.waiting.append(folder)
             continue
         try:
-            part = _take(lake, folder, sorted(files), recipe, settings)
+            part = _take(lists, folder, sorted(files), recipe, settings)
             log.info("land: %d files of %s/%s are corpus %s", len(files), prefix, folder, part.corpus)
         except FileExistsError:
             log.info("land: someone else has just taken %s/%s in", prefix, folder)
         except ValueError as error:
             landing.problems.append(f"{prefix}/{folder}: {error}")
-    for folder, files in folders.items():
-        for part in [_part(file) for file in _lists(lake, folder).values()]:
-            corpus = lake.corpus(part.corpus)
-            landing.problems += _rewritten(corpus, files)
-            if not is_ingested(corpus):
-                landing.parts.append(part)
+    parts = [(listed.part, files) for folder, files in found.folders.items() for listed in lists.of(folder).values()]
+    for (part, _), (rewritten, is_done) in zip(parts, at_once(lambda each: _state(lake, *each), parts, lake.root), strict=True):
+        landing.problems += rewritten
+        if not is_done:
+            landing.parts.append(part)
     return landing
 
 
@@ -204,8 +204,8 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def _take(lake: Lake, folder: str, uris: list[str], recipe: str, settings: Mapping[str, Any]) -> Part:
-    """Fix a new part: one file that says how it is ingested and what is in it.
+def _take(lists: Lists, folder: str, uris: list[str], recipe: str, settings: Mapping[str, Any]) -> Part:
+    """Fix a new part of a folder.
 
     Raises:
         ValueError: the folder cannot be a corpus.
@@ -214,68 +214,20 @@ def _take(lake: Lake, folder: str, uris: list[str], recipe: str, settings: Mappi
     if not folder:
         raise ValueError(f"{len(uris)} files are in no folder (the first is {uris[0]}): put them in one that is named as their corpus")
     check_name(folder)
-    lists = _lists(lake, folder)
-    if any(uri in uris for list_file in lists.values() for uri in read_list(list_file)):
+    parts = lists.of(folder)
+    if any(not listed.uris.isdisjoint(uris) for listed in parts.values()):
         raise FileExistsError(folder)
-    number = 1 + max((int(name[5:-5]) for name in lists), default=0)
-    corpus = check_name(folder if number == 1 else f"{folder}-part-{number:02d}")
-    list_file = lake.root / "landed" / folder / _list_name(number)
-    if (lake.corpus(corpus).path / "config.json").is_file() and lake.corpus(corpus).config.source != str(list_file):
-        raise ValueError(f"there is a corpus {corpus!r} already that was not landed here: give the folder another name")
-    how = {"corpus": corpus, "recipe": recipe, "settings": dict(settings) | {"ingest.corpus": corpus, "ingest.source": str(list_file)}}
-    lines = [f"{SETTINGS_MARK}{json.dumps(how, sort_keys=True)}", *uris]
-    _create(list_file, "".join(f"{line}\n" for line in lines).encode())
-    return _part(list_file)
+    number = 1 + max(parts, default=0)
+    corpus = lists.lake.corpus(check_name(folder if number == 1 else f"{folder}-part-{number:02d}"))
+    if (corpus.path / "config.json").is_file() and corpus.config.source != str(lists.path(folder, number)):
+        raise ValueError(f"there is a corpus {corpus.name!r} already that was not landed here: give the folder another name")
+    return lists.write(folder, number, corpus.name, uris, recipe=recipe, settings=settings)
 
 
-def _part(list_file: UPath) -> Part:
-    how = json.loads(list_file.read_text().partition("\n")[0].removeprefix(SETTINGS_MARK))
-    return Part(how["corpus"], str(list_file), len(read_list(list_file)), how["recipe"], how["settings"])
-
-
-def _create(path: UPath, content: bytes) -> None:
-    """Write a file in one step, unless there is one.
-
-    Raises:
-        FileExistsError: there is one: someone else takes files in at the same time.
-    """
-    if is_on_s3(path):
-        path.fs.create(path.path, content)
-        return
-    with tempfile.NamedTemporaryFile(dir=_made(path.parent), prefix=f".{path.name}.", suffix=TEMPORARY) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        os.link(file.name, path.path)
-
-
-def _made(directory: UPath) -> str:
-    directory.mkdir(parents=True, exist_ok=True)
-    return str(directory.path)
-
-
-def _lists(lake: Lake, folder: str) -> dict[str, UPath]:
-    """The lists of a folder's parts, `part-01.list`, ... in order."""
-    if not _is_name(folder):
-        return {}
-    directory = lake.root / "landed" / folder
-    numbers = [int(found[1]) for name in names_in(directory) if (found := re.fullmatch(r"part-(\d{2,})[.]list", name))]
-    if not is_local(directory):  # where a listing may be late
-        while (directory / _list_name(following := max(numbers, default=0) + 1)).is_file():
-            numbers.append(following)
-    return {_list_name(number): directory / _list_name(number) for number in sorted(numbers)}
-
-
-def _list_name(number: int) -> str:
-    return f"part-{number:02d}.list"
-
-
-def _is_name(folder: str) -> bool:
-    try:
-        check_name(folder)
-    except ValueError:
-        return False
-    return True
+def _state(lake: Lake, part: Part, files: Mapping[str, File]) -> tuple[list[str], bool]:
+    """Which of a part's files are not what its corpus was made from, and whether that is ingested."""
+    corpus = lake.corpus(part.corpus)
+    return list(_rewritten(corpus, files)), is_ingested(corpus)
 
 
 def _rewritten(corpus: Corpus, files: Mapping[str, File]) -> Iterator[str]:

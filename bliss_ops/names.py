@@ -81,6 +81,18 @@ def check_address(uri: str) -> str:
     return scheme
 
 
+def check_line(uri: str) -> str:
+    """Return an address that is one line of a list file: U+2028 and the like end a line, too.
+
+    Raises:
+        ValueError: it is more than one, or none that `check_address` takes.
+    """
+    check_address(uri)
+    if uri.splitlines() != [uri]:
+        raise ValueError(f"{_shown(uri)} contains a character that ends a line, so in a list it would be several addresses: take it out")
+    return uri
+
+
 def check_stored(uri: str) -> str:
     """Return the address of a folder or file that is listed and read without the guards of sources: a local path, or s3://.
 

@@ -96,11 +96,19 @@ def read_list(source: str | UPath) -> list[str]:
         ValueError: the file cannot be read, or is not text.
     """
     address = resolve(source)
-    content = read_whole(address, _LIST_BYTES)
+    return addresses_in(read_whole(address, _LIST_BYTES), address.uri)
+
+
+def addresses_in(content: bytes, where: str) -> list[str]:
+    """The addresses in the content of a list file, as `read_list` has them.
+
+    Raises:
+        ValueError: it is not text.
+    """
     try:
         lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{address.uri} is not a list of addresses: write one per line, as UTF-8 text ({error})") from error
+        raise ValueError(f"{where} is not a list of addresses: write one per line, as UTF-8 text ({error})") from error
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 

@@ -1,5 +1,6 @@
 """What an object store is asked: groups of shards look after their own files, and nothing is downloaded that is not used."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -10,6 +11,7 @@ import pytest
 from upath import UPath
 
 from benchmarks.stand_ins.object_store import Counted, Counts, serve
+from bliss_ops import landed, landing
 from bliss_ops.corpus.reading import SequenceReader
 from bliss_ops.lake import Lake, shard_file, write_bytes
 from bliss_ops.manifest import Artifact, Manifest, describe
@@ -104,3 +106,23 @@ def test_of_a_shard_only_the_wanted_row_groups_are_read(store: Counted, director
     reader.batch(0, 16, seed=0)
     wanted, footers = len(content) * num_files * 64 / 400, num_files * 2**18
     assert store.counts()["bytes_got"] < 1.1 * wanted + footers
+
+
+def test_a_list_of_what_landed_is_read_once_in_a_look_and_never_again_by_the_watcher(
+    store: Counted, directory: UPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, prefix = Lake.open(str(directory.parent)), str(directory)
+    for number in range(1, 6):
+        write_bytes(directory / "news" / f"{number}.jsonl", b'{"text": "a"}\n')
+        assert len(landing.land(lake, prefix, recipe="smoke", settle_seconds=0).parts) == number
+    lists = {f"part-{number:02d}.list" for number in range(1, 6)}
+    read, read_bytes = Counter[str](), landed.read_bytes
+    monkeypatch.setattr(landed, "read_bytes", lambda path: read.update([path.name]) or read_bytes(path))
+    landing.land(lake, prefix, recipe="smoke", settle_seconds=0)
+    assert {name: count for name, count in read.items() if name in lists} == dict.fromkeys(lists, 1)
+
+    memory, folders = landed.Memory(), landing.look(prefix).folders
+    for expected in ({"list": 1, "get": 6, "missing": 1}, {"list": 1, "get": 1, "missing": 1}):  # the sixth is missing
+        store.counts()
+        assert landing.unlanded(landed.Lists(lake, memory), folders) == {}
+        assert {kind: count for kind, count in store.counts().items() if kind != "bytes_got"} == expected

@@ -14,6 +14,7 @@ import pytest
 from bliss_ops import landing
 from bliss_ops.cli import main
 from bliss_ops.lake import Lake
+from bliss_ops.landed import Lists
 from bliss_ops.manifest import find_manifest
 from tests.corpus.corpora import rows, write_gz
 from tests.rescoring.lakes import RUN, T, write_shards
@@ -184,6 +185,52 @@ def test_what_cannot_be_a_corpus_is_reported_beside_what_can(lake: Lake, prefix:
     assert "there is a corpus 'own' already that was not landed here" in text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "b.json\n/data/private/x.json",
+        "b\r/data/x.json",
+        "a\u2028b.json",
+        "a\u2029b.json",
+        "a\x85b.json",
+        "a\x0bb.json",
+        "a\x1cb.json",
+        "a\udcffb.json",
+    ],
+    ids=ascii,
+)
+def test_a_file_name_that_would_be_several_lines_is_a_problem(
+    lake: Lake, prefix: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gz(prefix / "news" / "sound.json.gz", rows(8))
+    write_gz(prefix / "news" / f"{name}.gz", rows(8))
+    for _ in range(2):  # and does not become a part of its own at the next look
+        found = landed(lake, prefix, capsys)
+        assert [(part["corpus"], part["num_files"]) for part in found["parts"]] == [("news", 1)]
+        (problem,) = found["problems"]
+        assert repr(str(prefix / "news" / f"{name}.gz")) in problem
+        assert "take it out" in problem
+    assert (lake.root / "landed" / "news" / "part-01.list").read_text().splitlines()[1:] == [str(prefix / "news" / "sound.json.gz")]
+    with pytest.raises(ValueError, match="take it out"):
+        Lists(lake).write("other", 1, "other", [f"/drop/{name}.gz"], recipe="smoke", settings={})
+    assert not (lake.root / "landed" / "other").exists()
+
+
+def test_a_part_that_waits_in_a_lake_that_was_moved_is_ingested_from_there(
+    lake: Lake, prefix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(prefix / "news", 1, start=300)
+    (before,) = landed(lake, prefix, capsys)["parts"]
+    moved = Lake.open(shutil.move(lake.root.path, tmp_path / "moved"))
+    (part,) = landed(moved, prefix, capsys)["parts"]
+    assert part["settings"]["ingest.source"] == part["list_file"] == str(moved.root / "landed" / "news" / "part-01.list")
+    assert part["settings"]["ingest.tokenizer"] == str(moved.corpus("own").tokenizer / "tokenizer.json")
+    changed = {"ingest.source", "ingest.tokenizer"}
+    assert {key: value for key, value in part["settings"].items() if before["settings"][key] != value}.keys() == changed
+    assert land(moved, prefix) == 0
+    assert landing.is_ingested(moved.corpus("news"))
+
+
 @pytest.mark.parametrize("address", ["no/such/folder", "https://example.org/drop", "ftp://example.org/drop"])
 def test_a_prefix_that_cannot_be_watched_is_named(lake: Lake, address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["land", address, "--lake", str(lake.root)]) == 1
@@ -213,10 +260,13 @@ def test_the_watcher_fires_once_for_files_that_rest(lake: Lake, prefix: Path, mo
         landing.land(lake, str(prefix), settle_seconds=0)
         write_shards(prefix / "sport", 1)
         await asyncio.sleep(0.4)
+        landing.land(lake, str(prefix), settle_seconds=0)
+        write_gz(prefix / "sport" / "a\u2028b.json.gz", rows(2))  # can never be taken in: `bliss land` says why
+        await asyncio.sleep(0.4)
         listener.cancel()
         return events
 
-    assert asyncio.run(watch()) == [{"news": 2}, {"sport": 1}]
+    assert asyncio.run(watch()) == [{"news": 2}, {"sport": 1}, {}]
 
 
 def test_two_landers_at_once_make_one_corpus(lake: Lake, prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
