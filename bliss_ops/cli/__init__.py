@@ -26,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if arguments.traceback:
             raise
-        sys.stderr.write(f"bliss {arguments.name}: {_printable(str(error))}\n")
+        sys.stderr.write(f"bliss {arguments.subcommand}: {_printable(str(error))}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write(f"bliss {arguments.name}: interrupted; the same command resumes\n")
+        sys.stderr.write(f"bliss {arguments.subcommand}: interrupted; the same command resumes\n")
         return 130
 
 
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Every sub-command with its arguments."""
     parser = argparse.ArgumentParser(prog="bliss", description="Learn which pretraining sequences help, keep the best, train on them.")
     parser.add_argument("--version", action="version", version=f"bliss {__version__}")
-    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
     for group in GROUPS:
         group.add_commands(commands)
     return parser

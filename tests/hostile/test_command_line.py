@@ -26,16 +26,19 @@ def test_a_corpus_name(tmp_path: Path, capsys: Said, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "name"),
     [
-        ["extract", "../../etc"], ["discover", "a b"], ["pack", "/etc"], ["warm-up", "../x"], ["score", "a;id"], ["select", "x/../../y"],
-        ["export", "../x", "--output", "out"], ["import-scores", "x.parquet", "--corpus", "../x", "--name", "y"], ["extend", "../x", "--rounds", "2"],
-        ["configure", "smoke", "--compare-with=../x"], ["configure", "../../etc/passwd"], ["configure", "a;id"], ["configure", "smoke", "--method=../x"],
-        ["rescore", "--corpus", "../x", "y", "--round", "1"],
+        ("extract {}", "../../etc"), ("discover {}", "a b"), ("pack {}", "/etc"), ("warm-up {}", "../x"), ("score {}", "a;id"), ("select {}", "x/../../y"),
+        ("export {} --output out", "../x"), ("import-scores x.parquet --corpus {} --name y", "../x"), ("import-scores x.parquet --corpus y --name {}", "../x"),
+        ("extend {} --rounds 2", "../x"), ("configure smoke --compare-with {}", "../x"), ("configure {}", "../../etc/passwd"), ("configure {}", "a;id"),
+        ("configure smoke --method {}", "../x"), ("rescore --corpus {} y --round 1", "../x"), ("rescore {} --corpus y", "../x"), ("load-scores {} y", "../x"),
+        ("gates {}", "../x"), ("report {}", "../x"),
     ],
 )  # fmt: skip
-def test_names_of_other_commands(tmp_path: Path, capsys: Said, command: list[str]) -> None:
-    refused(capsys, tmp_path / "lake", *command, names=" ")
+def test_names_of_other_commands(tmp_path: Path, capsys: Said, command: str, name: str) -> None:
+    typed = [name if word == "{}" else word for word in command.split()]
+    message = refused(capsys, tmp_path / "lake", *typed, names=f"{name!r} is not a valid name: use 1-80 of a-z 0-9")
+    assert message.startswith(f"bliss {typed[0]}: ")
 
 
 ADDRESSES = {

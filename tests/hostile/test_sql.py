@@ -34,7 +34,7 @@ STATEMENTS = {
     # more than one, and disguises
     "select 1; drop table scores": READS, "select 1;;select 2": READS, "/* */ drop table scores": READS, "-- x\ndrop table scores": READS,
     "explain analyze delete from scores": READS, "explain analyze insert into scores values (1, 1)": READS, "explain (format json) drop table scores": READS,
-    "explain explain analyze delete from scores": "", "select 1;\0drop table scores": "syntax error", "\0": "syntax error", "": READS, ";": READS,
+    "explain explain analyze delete from scores": "syntax error at or near \"explain\"", "select 1;\0drop table scores": "syntax error", "\0": "syntax error", "": READS, ";": READS,
     "prepare p as drop table scores": "not a preparable statement", "execute p": READS, "call force_checkpoint()": READS, "do $$ x $$": "syntax error",
     # files out
     "copy scores to '{folder}/out.csv'": READS, "copy (select 1) to '{folder}/out.parquet'": READS, "export database '{folder}/out'": READS,
@@ -64,8 +64,16 @@ STATEMENTS = {
     "select " + "+".join(["1"] * 20_000): "depth", "\u202eselect 1": "syntax error", "select 1 from \U0001f4a9": "does not exist",
     "{{ 7 * 7 }}": "syntax error", "' or 1=1 --": "unterminated", "select * from information_schema.nothing": "does not exist",
 }  # fmt: skip
-STATEMENTS |= {f"select * from {reader}('{path}')": "" for reader in READERS for path in ELSEWHERE[:3]}
-STATEMENTS |= {f"select * from '{path}'": "" for path in ELSEWHERE} | {f'from "{path}"': "" for path in ELSEWHERE}
+STATEMENTS |= {f"select * from {reader}('{path}')": f'Cannot access file "{path}"' for reader in READERS for path in ELSEWHERE[:3]}
+# A name without the ending of a format is a table's.
+NO_FILE = {path: f"Table with name {path} does not exist" for path in ("/etc/passwd", "/proc/self/environ")}
+AS_TABLE = {path: NO_FILE.get(path, f'Cannot access file "{path}"') for path in ELSEWHERE}
+STATEMENTS |= {f"select * from '{path}'": names for path, names in AS_TABLE.items()} | {f'from "{path}"': names for path, names in AS_TABLE.items()}
+
+
+def filled(text: str, folder: Path) -> str:
+    """A statement, or what its refusal names, with the folder of the store."""
+    return text.replace("{{'", "{'").replace("'}}", "'}").replace("{folder}", str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +90,13 @@ def test_a_statement(folder: Path, tmp_path: Path, capsys: Said, statement: str)
     from bliss_ops.cli import main
 
     before = (folder / "scores.duckdb").read_bytes()
-    text = statement.replace("{{'", "{'").replace("'}}", "'}").replace("{folder}", str(folder))
-    assert main(["sql", "--lake", str(folder), "--format", "csv", "--output", str(tmp_path / "answer.csv"), "--", text]) == 1
+    command = ["sql", "--lake", str(folder), "--format", "csv", "--output", str(tmp_path / "answer.csv"), "--", filled(statement, folder)]
+    assert main(command) == 1
     message = capsys.readouterr().err
     assert message.startswith("bliss sql: ")
     assert "Traceback" not in message
-    assert STATEMENTS[statement].lower() in message.lower()
+    assert filled(STATEMENTS[statement], folder).lower() in message.lower()
+    assert STATEMENTS[statement]
     assert "sesame" not in message
     assert sorted(path.name for path in folder.iterdir()) == ["scores.duckdb", "secret.csv"]
     assert (folder / "scores.duckdb").read_bytes() == before
