@@ -1,13 +1,19 @@
 """Hostile statements to the score store: nothing but its tables can be read, nothing can be written, no limit can be lifted."""
 # ruff: noqa: E501, S608 - tables, and statements that have to be refused
 
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import httpx
 import pytest
+from starlette.testclient import TestClient
 
-from bliss_ops.explorer import statement as statements
+from bliss_ops.explorer.app import create_app
 from bliss_ops.explorer.console import Limits
+from bliss_ops.explorer.guard import LOOPBACK
+from bliss_ops.lake import Lake
 from bliss_ops.names import quoted_identifier, quoted_text
 from tests.hostile.commands import Said
 
@@ -67,8 +73,11 @@ STATEMENTS = {
 STATEMENTS |= {f"select * from {reader}('{path}')": f'Cannot access file "{path}"' for reader in READERS for path in ELSEWHERE[:3]}
 # A name without the ending of a format is a table's.
 NO_FILE = {path: f"Table with name {path} does not exist" for path in ("/etc/passwd", "/proc/self/environ")}
-AS_TABLE = {path: NO_FILE.get(path, f'Cannot access file "{path}"') for path in ELSEWHERE}
-STATEMENTS |= {f"select * from '{path}'": names for path, names in AS_TABLE.items()} | {f'from "{path}"': names for path, names in AS_TABLE.items()}
+STATEMENTS |= {
+    text.format(path): NO_FILE.get(path, f'Cannot access file "{path}"')
+    for path in ELSEWHERE
+    for text in ("select * from '{}'", 'from "{}"')
+}
 
 
 def filled(text: str, folder: Path) -> str:
@@ -103,13 +112,44 @@ def test_a_statement(folder: Path, tmp_path: Path, capsys: Said, statement: str)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def console(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("scratch")))  # slots of these tests alone
+        with TestClient(create_app(Lake.open(folder), hosts=LOOPBACK), base_url="http://127.0.0.1") as client:
+            yield client
+
+
+def ask(console: TestClient, statement: str, action: str = "run") -> httpx.Response:
+    return console.post(f"/sql/{action}", json={"id": uuid.uuid4().hex, "statement": statement}, headers={"x-bliss-explorer": "1"})
+
+
 @pytest.mark.parametrize(
-    "statement", ["update extensions", "select * from read_text('/etc/passwd')", "select 1; select 2", "copy scores to 'x'"]
+    "statement",
+    # a process each: all of them take a minute, so `make test` has every sixth
+    [pytest.param(text, marks=[pytest.mark.slow] if number % 6 else []) for number, text in enumerate(STATEMENTS)],
+    ids=lambda text: repr(text[:60]),
 )
-def test_the_console_says_so_too(folder: Path, tmp_path: Path, statement: str) -> None:
-    limits = {name: getattr(Limits(), name) for name in ("rows", "characters", "seconds", "memory", "threads", "spill")}
-    request = {"file": str(folder / "scores.duckdb"), "statement": statement, "csv": False, **limits}
-    assert set(statements.answer(request, tmp_path)) == {"error"}
+def test_a_statement_to_the_console(folder: Path, console: TestClient, statement: str) -> None:
+    """Over HTTP, in the process of its own that a page's statement gets."""
+    before, text = (folder / "scores.duckdb").read_bytes(), filled(statement, folder)
+    answer = ask(console, text)
+    is_long = len(text) > Limits().statement_bytes
+    assert answer.status_code == (413 if is_long else 400)
+    message = answer.json()["error"]
+    assert ("at most 20,000 bytes" if is_long else filled(STATEMENTS[statement], folder).lower()) in message.lower()
+    assert "Traceback" not in message
+    assert "sesame" not in message
+    assert sorted(path.name for path in folder.iterdir()) == ["scores.duckdb", "secret.csv"]
+    assert (folder / "scores.duckdb").read_bytes() == before
+
+
+@pytest.mark.parametrize("action", ["run", "csv"])
+def test_the_console_still_answers(console: TestClient, action: str) -> None:
+    assert ask(console, "drop table scores", action).status_code == 400
+    answer = ask(console, "select count(*) from scores", action)
+    assert (answer.status_code, "100" in answer.text) == (200, True)
+    assert console.get("/static/explorer.css").status_code == 200
 
 
 @pytest.mark.parametrize("name", ["", "a b", 'a"', "a;b", "a--", "1a", "a.b", "a\0", "ä", "a" * 64, "a)", "*", "a\n"])
