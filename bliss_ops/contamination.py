@@ -119,12 +119,6 @@ def shared(index: "Index", decoder: "Tokenizer", rows: Sequence[np.ndarray]) -> 
     return totals
 
 
-def contaminated_ids(directory: UPath, shard: int) -> np.ndarray:
-    """Ids of one shard's contaminated sequences, ascending."""
-    with shard_file(directory, shard).open("rb") as file:
-        return np.unique(pq.read_table(file, columns=["sequence_id"])["sequence_id"].to_numpy())
-
-
 def of_selection(run: Run, round_number: int) -> dict[str, int] | None:
     """How many of the selected sequences are contaminated, by task and `any`; None without a check or a selection."""
     here = run.round(round_number)

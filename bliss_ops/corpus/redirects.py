@@ -16,8 +16,6 @@ from bliss_ops.names import RefusedHostError, check_reachable, is_ip_address
 if TYPE_CHECKING:
     import aiohttp
 
-MAX_REDIRECTS = 10  # of aiohttp, which counts them
-
 
 def options(uri: str) -> dict[str, Any]:
     """Options of fsspec's HTTP file system for an address that somebody typed."""

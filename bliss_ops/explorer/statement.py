@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ADDRESS_SPACE = 3 << 30
+FILE_BYTES = 1 << 30  # of one file; DuckDB counts what is spilled to all of them together
 MOST_CSV_BYTES = 64 << 20
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
 
@@ -102,7 +103,13 @@ def _cell(value: object, most_characters: int) -> str | None:
 
 def _limit(request: dict[str, Any]) -> None:
     seconds = math.ceil(request["seconds"]) * request["threads"] + 5
-    for kind, most in ((resource.RLIMIT_AS, ADDRESS_SPACE), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+    limits = {
+        resource.RLIMIT_AS: ADDRESS_SPACE,
+        resource.RLIMIT_FSIZE: FILE_BYTES,
+        resource.RLIMIT_CPU: seconds,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in limits.items():
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 

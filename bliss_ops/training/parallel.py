@@ -102,12 +102,6 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def is_sharded(objective: nn.Module) -> bool:
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(objective, FSDPModule)
-
-
 def without_exchange(objective: nn.Module, *, is_last: bool) -> contextlib.AbstractContextManager[Any]:
     """Around forward and backward of a micro-batch: a replicated model exchanges gradients in the last one only."""
     if not is_last and isinstance(objective, nn.parallel.DistributedDataParallel):

@@ -1,6 +1,9 @@
 """Statements of people: what is refused, what is cut off, and that the server answers others meanwhile."""
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -277,3 +280,15 @@ def test_closing_the_page_ends_its_statement(lake: Lake) -> None:
         assert of_statements() == []
 
     asyncio.run(scene())
+
+
+def test_the_kernel_bounds_a_file_that_a_statement_writes(tmp_path: Path) -> None:
+    """Should DuckDB's own limit on what it spills not hold."""
+    code = (
+        "import json, sys; from bliss_ops.explorer import statement; statement._limit(json.load(sys.stdin))\n"
+        "with open('spilled', 'wb') as file: file.truncate(statement.FILE_BYTES); file.truncate(statement.FILE_BYTES + 1)"
+    )
+    request = json.dumps({"seconds": 20, "threads": 2})
+    done = subprocess.run([sys.executable, "-c", code], input=request, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr
+    assert (tmp_path / "spilled").stat().st_size == statements.FILE_BYTES
