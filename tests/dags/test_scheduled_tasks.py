@@ -98,7 +98,7 @@ def test_the_commands_of_the_tasks_are_the_command_lines_own() -> None:
     (arguments, _) = rescoring.group_arguments(PAIR, None)
     command = operator.BlissStageOperator(task_id="rescore", subcommand="rescore", **arguments).command
     parsed = cli.build_parser().parse_args(command[1:])
-    assert (parsed.name, parsed.run, parsed.round, parsed.corpus, parsed.group) == ("rescore", "demo-bliss-s0", 2, "news", (0, 2))
+    assert (parsed.subcommand, parsed.run, parsed.round, parsed.corpus, parsed.group) == ("rescore", "demo-bliss-s0", 2, "news", (0, 2))
     command = rescoring.LoadScoresOperator(task_id="load", subject="news", arguments=["x"], num_shards_scored=3).command
     assert command == ["bliss", "load-scores", "news", "x"]
 
