@@ -90,6 +90,18 @@ def test_it_is_wired_as_the_compose_file_says(cluster: Cluster, starts: dict[str
             assert cluster.run_healthcheck(name).returncode == 0, name
 
 
+def test_a_frozen_worker_is_not_healthy(cluster: Cluster) -> None:
+    """For less time than Ray needs to give it up, a minute."""
+    cluster.pause("ray-worker-1")
+    try:
+        assert cluster.run_healthcheck("ray-worker-1").returncode != 0
+        assert cluster.run_healthcheck("ray-worker-2").returncode == 0
+    finally:
+        cluster.resume("ray-worker-1")
+    cluster.wait_until_healthy()
+    assert cluster.run_healthcheck("ray-worker-1").returncode == 0
+
+
 def test_it_listens_on_loopback_only(cluster: Cluster) -> None:
     listening = {name: cluster.listening(name) for name in cluster.names}
     assert all(listening[name] for name in ("postgres", "s3", "ray-head", "ray-worker-1", "ray-worker-2", "airflow-api-server"))
