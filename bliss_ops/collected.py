@@ -14,6 +14,7 @@ from bliss_ops.lake import read_bytes, remove, write_json
 from bliss_ops.sharding import Output
 
 FILE = "collected.json"
+ASIDE = "aside"  # folder in an artifact that is being made again: copies of what was not taken out
 
 
 class Collected(BaseModel):
@@ -47,7 +48,9 @@ def forget_collected(directory: UPath) -> None:
 
 
 def check_not_collected(root: UPath, addresses: Iterable[str], *, unread: Collection[str] = ()) -> None:
-    """Return when nothing was taken out of these artifacts that has to be read now.
+    """Return when nothing was taken out of these artifacts that has to be read now, and none is being made again.
+
+    Of one that is being made again any file may have other bytes, until the stage has compared them.
 
     Args:
         root: of the lake.
@@ -58,7 +61,11 @@ def check_not_collected(root: UPath, addresses: Iterable[str], *, unread: Collec
         ValueError: something was; the message names the commands that make it again.
     """
     records = ((address, find_collected(root / address)) for address in addresses)
-    missing = [gone(address, record) for address, record in records if record and any(file.path not in unread for file in record.files)]
+    missing = [
+        gone(address, record)
+        for address, record in records
+        if record and (record.wanted_since or any(file.path not in unread for file in record.files))
+    ]
     if missing:
         raise ValueError("\n".join(missing))
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from bliss_ops import metering, provenance
-from bliss_ops.collected import check_not_collected, find_collected, forget_collected, write_collected
-from bliss_ops.lake import Lake, at_once, content_of, read_bytes, sweep_temporary_files, uploaded_content, write_json
+from bliss_ops.collected import check_not_collected, find_collected, forget_collected
+from bliss_ops.lake import Lake, at_once, content_of, read_bytes, remove, sweep_temporary_files, uploaded_content, write_json
 from bliss_ops.launching import Launcher
 from bliss_ops.shard_records import all_records, check_begun, find_shards, is_in_place, make_fenced, record_path
 from bliss_ops.sharding import Cost, Metrics, Output, ShardMapper, ShardRecord, map_locally, sum_metrics
@@ -237,7 +237,10 @@ class Artifact:
         return self.commit(outputs, check(complete), shards=shards, cost=metering.total(costs) if costs else None)
 
     def _check_same_bytes(self, outputs: Sequence[Output]) -> None:
-        """What later stages were made from must come back as it was, or their records would speak of something that is not there."""
+        """What later stages were made from must come back as it was, or their records would speak of something that is not there.
+
+        What came out otherwise goes, also where `bliss gc` had not taken the file: its size is mostly right, so it would count as done.
+        """
         collected, former = find_collected(self.directory), find_manifest(self.directory)
         if collected is None or former is None or former.fingerprint != self.fingerprint:
             return
@@ -245,9 +248,8 @@ class Artifact:
         others = sorted(output.path for output in outputs if before.get(output.path) != output.sha256)
         if not others:
             return
-        for output in collected.files:
-            (self.directory / output.path).unlink(missing_ok=True)
-        write_collected(self.directory, collected.model_copy(update={"wanted_since": None}))
+        for path in [*others, *(output.path for output in collected.files)]:
+            remove(self.directory / path)
         metering.forget(self.directory)
         made_with = ", ".join(f"{name} {was or 'none'}" for name, was in sorted(former.versions.items()))
         raise OtherBytesError(

@@ -2,7 +2,7 @@
 
 Inputs that were taken out as well come first. What was not taken out is put aside meanwhile: should the stage write other bytes than the
 first time (another machine, other versions), the artifact is afterwards exactly what it was before. A killed `bliss remake` goes on when
-it is run again, like any stage.
+it is run again, like any stage; the record says that the artifact is being made again until all its files are true or gone.
 """
 
 import logging
@@ -13,14 +13,14 @@ from datetime import UTC, datetime
 from upath import UPath
 
 from bliss_ops import pipeline
-from bliss_ops.collected import Collected, find_collected, forget_collected, write_collected
-from bliss_ops.lake import Lake, atomic_file
+from bliss_ops.collected import ASIDE, Collected, find_collected, forget_collected, write_collected
+from bliss_ops.lake import Lake, atomic_file, content_of, remove
 from bliss_ops.manifest import Manifest, OtherBytesError, find_manifest
-from bliss_ops.operations.files import check_below, listing
+from bliss_ops.operations.files import check_below
+from bliss_ops.sharding import Output
 
 log = logging.getLogger(__name__)
 
-ASIDE = "aside"  # folder in an artifact that is being made again
 _ROUND = re.compile(r"runs/([^/]+)/round-(\d+)/[^/]+")
 _WARMUP = re.compile(r"runs/([^/]+)/warmup")
 _SCORES = re.compile(r"scores/([^/]+)/[^/]+")
@@ -44,17 +44,21 @@ def remake(lake: Lake, address: str, work: pipeline.Work = pipeline.EVERYTHING) 
     if manifest is None:
         raise ValueError(f"{directory} is no finished artifact: name one as `bliss gc` lists them, such as runs/RUN/round-01/subset")
     if record is None:
+        _remove_aside(directory)  # of an attempt that was killed after its last step but this one
         log.info("remake: nothing was taken out of %s", address)
         return []
     made = [done for needed in _needed(manifest) for done in remake(lake, needed, work)]
     if record.wanted_since is None:
         record = record.model_copy(update={"wanted_since": datetime.now(UTC).isoformat(timespec="seconds")})
         write_collected(directory, record)
+    _remove_other_bytes(directory, manifest)
     _put_aside(directory, manifest, record)
     try:
         _run_stage(lake, manifest, work)
     except OtherBytesError:
-        _put_back(directory)
+        _put_back(directory, manifest, record)
+        write_collected(directory, record.model_copy(update={"wanted_since": None}))
+        _remove_aside(directory)
         raise
     if find_collected(directory) is not None:  # nothing was left to do: a killed clean-up had deleted none of the files yet
         forget_collected(directory)
@@ -80,19 +84,35 @@ def _run_stage(lake: Lake, manifest: Manifest, work: pipeline.Work) -> None:
         raise ValueError(f"{manifest.artifact} was made by {manifest.stage!r}, which `bliss remake` does not know")
 
 
+def _remove_other_bytes(directory: UPath, manifest: Manifest) -> None:
+    """Delete what a killed attempt made with other bytes and had not yet compared: a stage would take it for done by its size."""
+    for output in manifest.outputs:
+        try:
+            _, sha256 = content_of(directory / output.path)
+        except FileNotFoundError:
+            continue
+        if sha256 != output.sha256:
+            log.warning("remake: %s is not what its manifest says: making it again", directory / output.path)
+            remove(directory / output.path)
+
+
 def _put_aside(directory: UPath, manifest: Manifest, record: Collected) -> None:
     """Copies of the outputs that are there; those that a killed attempt put aside are the true ones and stay."""
-    taken = {output.path for output in record.files}
-    for output in manifest.outputs:
+    for output in _not_taken(manifest, record):
         target = directory / ASIDE / output.path
-        if output.path not in taken and not target.exists():
-            _copy(directory / output.path, target)
+        if not target.exists():
+            _copy_if_there(directory / output.path, target)
 
 
-def _put_back(directory: UPath) -> None:
-    for file in list(listing(directory, ASIDE)):
-        _copy(directory / file.address, directory / file.address.removeprefix(f"{ASIDE}/"))
-    _remove_aside(directory)
+def _put_back(directory: UPath, manifest: Manifest, record: Collected) -> None:
+    """By what the manifest says: a store may not yet list what was put aside."""
+    for output in _not_taken(manifest, record):
+        _copy_if_there(directory / ASIDE / output.path, directory / output.path)
+
+
+def _not_taken(manifest: Manifest, record: Collected) -> list[Output]:
+    taken = {output.path for output in record.files}
+    return [output for output in manifest.outputs if output.path not in taken]
 
 
 def _remove_aside(directory: UPath) -> None:
@@ -100,6 +120,10 @@ def _remove_aside(directory: UPath) -> None:
         directory.fs.rm((directory / ASIDE).path, recursive=True)
 
 
-def _copy(source: UPath, target: UPath) -> None:
-    with atomic_file(target) as file, source.open("rb") as reader, file.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, 1 << 20)
+def _copy_if_there(source: UPath, target: UPath) -> None:
+    """What was lost before is not there, and comes back as well as what was taken out."""
+    try:
+        with source.open("rb") as reader, atomic_file(target) as file, file.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+    except FileNotFoundError:
+        log.warning("remake: %s is not there", source)

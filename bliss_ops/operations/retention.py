@@ -16,7 +16,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from bliss_ops.collected import find_collected
+from bliss_ops.collected import ASIDE, find_collected
 from bliss_ops.lake import Lake, Run, is_local
 from bliss_ops.manifest import Manifest, find_manifest
 from bliss_ops.operations.files import File, is_temporary, listing
@@ -216,6 +216,7 @@ class _Of:
             outputs = {f"{address}/{output.path}" for output in manifest.outputs}
             extra = [file for file in listing(self.lake.root, address) if file.address.endswith(".safetensors")]
             extra = [file for file in extra if file.address not in outputs and not is_temporary(file.address)]
+            extra = [file for file in extra if not file.address.startswith(f"{address}/{ASIDE}/")]  # perhaps the only true copies
             by_setting = [file for file in extra if file.address.startswith(f"{address}/{CHECKPOINTS}")]
             if by_setting and not is_old:
                 self.found.kept.append((f"{address}/{CHECKPOINTS}", "kept by pretraining.keep_every_steps, of one of the newest rounds"))
