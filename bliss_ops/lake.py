@@ -33,6 +33,7 @@ DEFAULT_LAKE = "lake"
 TEMPORARY = ".tmp"  # ending of a file that is being written
 REQUESTS_AT_ONCE = 32  # of an object store
 CONTENTS_REMEMBERED = 256  # files are described soon after they are written
+LEFT_SECONDS = 86400.0  # a file that is filled slowly is written to seldom: rejects wait for 8 MB of them, a large upload takes hours
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -297,7 +298,7 @@ def _check() -> None:
         check()
 
 
-def sweep_temporary_files(directory: UPath, *, older_than_seconds: float = 3600.0) -> None:
+def sweep_temporary_files(directory: UPath, *, older_than_seconds: float = LEFT_SECONDS) -> None:
     """Remove what killed writers left below a directory; what is younger may belong to a writer that is alive."""
     if is_on_s3(directory):
         directory.fs.sweep(directory.path, older_than_seconds)

@@ -359,20 +359,34 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
 
     async def _sweep(self, path: str, older_than_seconds: float) -> int:
         """Remove the parts of uploads below `path` that were begun that long ago and never ended; returns how many uploads."""
-        bucket, key, _ = self.split_path(path)
-        prefix = f"{key.strip('/')}/" if key.strip("/") else ""
+        bucket, _, _ = self.split_path(path)
         try:
-            answer = await self._call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+            uploads = await self._uploads_below(path)
         except StoreError as error:  # a right that is not given, a store that has no such request: nothing depends on it
             log.info("uploads that were cut off cannot be looked for: %s", error)
             return 0
-        stale = [each for each in answer.get("Uploads", []) if time.time() - each["Initiated"].timestamp() > older_than_seconds]
+        stale = [each for each in uploads if time.time() - each["Initiated"].timestamp() > older_than_seconds]
         for each in stale:
             log.info("s3://%s/%s: removing an upload that was cut off", bucket, each["Key"])
             await self._abandon(Staged("", {"Bucket": bucket, "Key": each["Key"], "UploadId": each["UploadId"]}, 0, []))
         return len(stale)
 
     sweep = sync_wrapper(_sweep)
+
+    async def _uploads_below(self, path: str) -> list[dict[str, Any]]:
+        """Key, UploadId and Initiated of every upload below `path` that has not ended; one request for each thousand."""
+        bucket, key, _ = self.split_path(path)
+        found: list[dict[str, Any]] = []
+        which = {"Bucket": bucket, "Prefix": f"{key.strip('/')}/" if key.strip("/") else ""}
+        while True:
+            answer = await self._call_s3("list_multipart_uploads", **which)
+            uploads = answer.get("Uploads", [])
+            found += uploads
+            if not answer.get("IsTruncated") or not uploads:
+                return found
+            which |= {"KeyMarker": uploads[-1]["Key"], "UploadIdMarker": uploads[-1]["UploadId"]}
+
+    uploads_below = sync_wrapper(_uploads_below)
 
     # ---- what is there -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from bliss_ops.collected import Collected
-from bliss_ops.lake import Lake, at_once, is_local, read_bytes
+from bliss_ops.lake import LEFT_SECONDS, Lake, at_once, is_local, read_bytes
 from bliss_ops.manifest import Manifest
 from bliss_ops.operations.files import File, is_temporary, listing
 from bliss_ops.operations.findings import Finding, error, ok, warning
@@ -138,7 +138,7 @@ def _left(name: str, files: list[File], now: float) -> Iterator[Finding]:
     if stale:
         fix = "run its stage again, it resumes; or delete the directory if it is not wanted any more"
         yield warning(name, f"begun and not touched for {STALE_SECONDS / 86400:.0f} days: {_some(stale)}", fix)
-    temporary = [file for file in files if is_temporary(file.address) and now - file.modified_at > 3600]
+    temporary = [file for file in files if is_temporary(file.address) and now - file.modified_at > LEFT_SECONDS]
     if temporary:
         total = sum(file.num_bytes for file in temporary) / 1e6
         yield warning(name, f"{len(temporary)} files of killed writes, {total:,.1f} MB", "`bliss gc --only temporary --delete`")

@@ -31,7 +31,7 @@ MEGABYTES_PER_HOUR = 120.0
 FDS_PER_HOUR = 60.0
 ACTIVE = ("PENDING", "RUNNING")
 SERVERS = ("scheduler", "api-server", "triggerer", "dag-processor", "supervisor", "gcs server", "raylet", "explorer")
-TEMPORARY_SECONDS = 3600.0  # what a killed writer left is swept at this age
+TEMPORARY_SECONDS = 86400.0  # what a killed writer left is swept at this age
 
 RAY_HEAD = ("raylet", "gcs server", "ray head", "ray dashboard")
 
