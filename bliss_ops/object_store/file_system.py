@@ -7,10 +7,12 @@ parts that become visible together or not at all, and come down in parts that mu
 """
 
 import asyncio
+import hashlib
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -55,6 +57,7 @@ class Staged(NamedTuple):
     which: dict[str, str]  # Bucket, Key, and of a large file UploadId
     num_bytes: int
     parts: list[dict[str, Any]]
+    begun_at: str = ""  # date and time, as the store said
 
 
 class _OfEnvironment(type(S3FileSystem)):  # type: ignore[misc]
@@ -260,9 +263,10 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
         num_bytes = Path(source).stat().st_size
         if num_bytes <= 2 * PART_BYTES:
             return Staged(source, which, num_bytes, [])
-        part_bytes = max(PART_BYTES, -(-num_bytes // MAX_PARTS))
-        which["UploadId"] = (await self._call_s3("create_multipart_upload", **which))["UploadId"]
-        staged = Staged(source, which, num_bytes, [])
+        part_bytes = _part_bytes(num_bytes)
+        answer = await self._call_s3("create_multipart_upload", **which)
+        which["UploadId"] = answer["UploadId"]
+        staged = Staged(source, which, num_bytes, [], answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
         try:
             with Path(source).open("rb") as file:
                 while contents := [content for _ in range(PARTS_AT_ONCE) if (content := file.read(part_bytes))]:
@@ -296,14 +300,40 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
     async def _complete(self, staged: "Staged") -> str:
+        bucket, key, num_tries = staged.which["Bucket"], staged.which["Key"], 0
+
+        async def attempt() -> Any:
+            nonlocal num_tries
+            num_tries += 1
+            return await self._once("complete_multipart_upload", **staged.which, MultipartUpload={"Parts": staged.parts})
+
         try:
-            answer = await self._call_s3("complete_multipart_upload", **staged.which, MultipartUpload={"Parts": staged.parts})
+            answer = await self._retried(attempt, "complete_multipart_upload", bucket, key)
             return str(answer.get("ETag", ""))
-        except FileNotFoundError:  # NoSuchUpload: the answer to a try that did complete it was lost
-            info = await self._info(f"{staged.which['Bucket']}/{staged.which['Key']}")
-            if info["size"] != staged.num_bytes:
-                raise
-            return str(info["ETag"])
+        except FileNotFoundError as error:  # NoSuchUpload: a try whose answer was lost has completed it, or somebody has removed it
+            if num_tries > 1 and (found := await self._found(staged)):
+                return found
+            raise StoreError(
+                f"s3://{bucket}/{key}: its upload was removed before it was complete, by a life-cycle rule or by `bliss gc`: run the "
+                "same command again"
+            ) from error
+
+    async def _found(self, staged: "Staged") -> str:
+        """The ETag of the object, where it is what was staged, else empty: the one that was there before may have the same size."""
+        try:
+            found = await self._call_s3("head_object", Bucket=staged.which["Bucket"], Key=staged.which["Key"])
+        except FileNotFoundError:
+            return ""
+        md5s = [str(part["ETag"]).strip('"') for part in staged.parts]
+        with Path(staged.source).open("rb") as file:
+            has_md5s = md5s[0] == hashlib.md5(file.read(_part_bytes(staged.num_bytes)), usedforsecurity=False).hexdigest()
+        if has_md5s:  # of encrypted objects ETags are other numbers
+            together = hashlib.md5(b"".join(map(bytes.fromhex, md5s)), usedforsecurity=False)
+            is_ours = str(found.get("ETag", "")).strip('"') == f"{together.hexdigest()}-{len(md5s)}"
+        else:  # by the store's own clock, which may count from when the upload was begun, as that of AWS does
+            is_new = bool(staged.begun_at) and found["LastModified"] >= parsedate_to_datetime(staged.begun_at)
+            is_ours = is_new and found["ContentLength"] == staged.num_bytes
+        return str(found.get("ETag", "")) if is_ours else ""
 
     async def _abandon(self, staged: "Staged") -> None:
         """Remove the parts of an upload that failed, with one try: the error that ended it is the one to be told."""
@@ -421,6 +451,11 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
 
         async for entry in super()._walk(path, maxdepth=maxdepth, on_error=on_error or tell, **options):
             yield entry
+
+
+def _part_bytes(num_bytes: int) -> int:
+    """How large the parts of an upload are."""
+    return max(PART_BYTES, -(-num_bytes // MAX_PARTS))
 
 
 class QueriedStore(ObjectStore):

@@ -1,16 +1,71 @@
 """Uploads that end otherwise than their writer hears: completed, removed, or left by a killed writer; and deleting what is gone."""
 
+import os
+import time
 from typing import Any
 
 import pytest
 from upath import UPath
 
-from bliss_ops.lake import sweep_temporary_files
-from bliss_ops.object_store import file_system
+from bliss_ops.lake import sweep_temporary_files, write_bytes
+from bliss_ops.object_store import errors, file_system
 from tests.s3.faulty_proxy import FaultyProxy
 
 ROOT = UPath("s3://lake/uploads")
 SIZE = 11 * 2**20
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_system, "PART_BYTES", 5 * 2**20)
+
+
+@pytest.fixture(params=["md5", "other"])
+def etags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """ETags of parts: MD5 sums, and what a store that encrypts has."""
+    once = file_system.ObjectStore._once
+
+    async def disguised(self: Any, method: str, *options: Any, **arguments: Any) -> Any:
+        if method == "complete_multipart_upload":
+            arguments["MultipartUpload"] = {"Parts": [backwards(part) for part in arguments["MultipartUpload"]["Parts"]]}
+        answer = await once(self, method, *options, **arguments)
+        return backwards(answer) if method == "upload_part" else answer
+
+    if request.param == "other":
+        monkeypatch.setattr(file_system.ObjectStore, "_once", disguised)
+    return str(request.param)
+
+
+def backwards(answer: dict[str, Any]) -> dict[str, Any]:
+    return answer | {"ETag": answer["ETag"][::-1]}
+
+
+def abort_all(s3: Any) -> None:
+    for upload in s3.list_multipart_uploads("lake"):
+        s3.call_s3("abort_multipart_upload", Bucket="lake", Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+@pytest.mark.parametrize("num_lost", [0, 1])
+@pytest.mark.usefixtures("etags")
+def test_an_object_of_the_same_size_is_not_taken_for_an_upload_that_was_removed(proxy: FaultyProxy, s3: Any, num_lost: int) -> None:
+    path, former = ROOT / "state", os.urandom(SIZE)
+    s3.pipe_file("lake/uploads/state", former)
+    time.sleep(1.1)  # objects have whole seconds
+    proxy.reset(method="POST", path="uploadId", count=num_lost)
+    proxy.fail(404, code="NoSuchUpload", method="POST", path="uploadId")  # what moto answers then is no better than a 500
+    with pytest.raises(errors.StoreError, match=r"its upload was removed before it was complete.*run the same command again"):
+        write_bytes(path, os.urandom(SIZE))
+    assert proxy.counts()["COMPLETE"] == 1 + num_lost
+    assert path.read_bytes() == former
+
+
+@pytest.mark.usefixtures("etags")
+def test_an_upload_whose_last_answer_was_lost_is_found_by_its_parts(proxy: FaultyProxy) -> None:
+    path, content = ROOT / "lost-answer", os.urandom(SIZE)
+    proxy.cut_download(method="POST", path="uploadId", count=1)
+    write_bytes(path, content)
+    assert proxy.counts()["COMPLETE"] == 2
+    assert path.read_bytes() == content
 
 
 def test_uploads_beyond_the_first_page_are_swept(proxy: FaultyProxy, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
