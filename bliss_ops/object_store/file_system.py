@@ -341,6 +341,8 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
             return
         try:
             await self._once("abort_multipart_upload", **staged.which)
+        except FileNotFoundError:
+            log.debug("the upload to s3://%s/%s has ended", staged.which["Bucket"], staged.which["Key"])
         except failures.FAILURES as error:
             log.warning(
                 "the parts of a failed upload to s3://%s/%s are left to be swept: %s", staged.which["Bucket"], staged.which["Key"], error
@@ -369,8 +371,12 @@ class ObjectStore(S3FileSystem, metaclass=_OfEnvironment):  # type: ignore[misc]
     create = sync_wrapper(_create)
 
     async def _rm_file(self, path: str, **_: Any) -> None:
+        """Delete an object, if there is one."""
         bucket, key, _ = self.split_path(path)
-        await self._call_s3("delete_object", Bucket=bucket, Key=key)
+        try:
+            await self._call_s3("delete_object", Bucket=bucket, Key=key)
+        except FileNotFoundError:  # S3 answers 204 there; some stores say that there is none
+            log.debug("s3://%s was not there", path)
 
     rm_file = sync_wrapper(_rm_file)
 

@@ -186,10 +186,12 @@ def _clock(name: str, lake: Lake) -> Iterator[Finding]:
 def _killed_uploads(name: str, lake: Lake) -> Iterator[Finding]:
     from bliss_ops.operations.retention import Policy, plan
 
-    found = plan(lake, Policy(kinds=("uploads",))).items
-    if found:
-        total = sum(item.num_bytes for item in found) / 1e6
-        yield warning(name, f"{len(found)} uploads were begun and never completed, {total:,.1f} MB", "`bliss gc --only uploads --delete`")
+    found = plan(lake, Policy(kinds=("uploads",)))
+    for _, reason in found.kept:
+        yield warning(name, f"uploads: {reason}", "give the credentials the rights of docs/s3.md, or the bucket a life-cycle rule")
+    if found.items:
+        num_uploads, total = len(found.items), found.num_bytes / 1e6
+        yield warning(name, f"{num_uploads} uploads were begun and never completed, {total:,.1f} MB", "`bliss gc --only uploads --delete`")
 
 
 def _timed(seconds: dict[str, float], what: str, work: Callable[[], ResultT]) -> ResultT:

@@ -64,8 +64,12 @@ def _collect(lake: Lake, item: Item, outcome: Outcome) -> None:
     if item.upload_id:
         bucket, _, prefix = lake.root.path.strip("/").partition("/")
         key = f"{prefix}/{item.address}" if prefix else item.address
-        lake.root.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=item.upload_id)
-        outcome.num_bytes += item.num_bytes
+        try:
+            lake.root.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=item.upload_id)
+        except FileNotFoundError:
+            log.info("gc: the upload to %s has ended since it was looked at", item.address)
+        else:
+            outcome.num_bytes += item.num_bytes
         return
     if item.fingerprint:
         check_reachable(lake.root, item.address)

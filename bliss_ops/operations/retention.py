@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from upath import UPath
 
 from bliss_ops.collected import ASIDE, find_collected
-from bliss_ops.lake import Lake, Run, is_local
+from bliss_ops.lake import Lake, Run, is_local, is_on_s3
 from bliss_ops.manifest import Manifest, find_manifest
+from bliss_ops.object_store.errors import AccessDeniedError, StoreError
 from bliss_ops.operations.files import File, is_temporary, listing
 from bliss_ops.sharding import Output
 
@@ -120,7 +122,7 @@ def plan(lake: Lake, policy: Policy, *, now: float | None = None) -> Plan:
     if policy.runs is None and "temporary" in policy.kinds:
         found.items += _temporary(lake, at - max(policy.older_than_seconds, HOUR))
     if policy.runs is None and "uploads" in policy.kinds:
-        found.items += _uploads(lake, at - max(policy.older_than_seconds, UPLOAD_SECONDS))
+        _uploads(lake, at - max(policy.older_than_seconds, UPLOAD_SECONDS), found)
     if policy.runs is None and "logs" in policy.kinds and policy.state_dir is not None:
         found.items += _logs(policy.state_dir.absolute(), at - policy.logs_older_than_seconds)
     return found
@@ -257,27 +259,40 @@ def _temporary(lake: Lake, before: float) -> Iterator[Item]:
             yield Item("temporary", lake.root, file.address, (file.address,), file.num_bytes, why)
 
 
-def _uploads(lake: Lake, before: float) -> Iterator[Item]:
+def _uploads(lake: Lake, before: float, found: Plan) -> None:
     """Multipart uploads below the lake that were begun and never completed; their parts are paid for and not listed as files."""
-    if is_local(lake.root):
+    if not is_on_s3(lake.root):
         return
-    fs = lake.root.fs
     bucket, _, prefix = lake.root.path.strip("/").partition("/")
-    marker: dict[str, str] = {}
+    try:
+        uploads = lake.root.fs.uploads_below(lake.root.path)
+    except StoreError as error:  # a right that is not given, a store that has no such request: everything else may go all the same
+        found.kept.append(("uploads", f"those that were never completed cannot be looked for: {error}"))
+        return
+    for upload in uploads:
+        begun = upload["Initiated"].astimezone(UTC)
+        if begun.timestamp() >= before:
+            continue
+        key, upload_id = upload["Key"], upload["UploadId"]
+        why = f"begun on {begun:%Y-%m-%d} and never completed"
+        try:
+            num_bytes = sum(int(part["Size"]) for part in _parts(lake, {"Bucket": bucket, "Key": key, "UploadId": upload_id}))
+        except FileNotFoundError:  # it has ended since it was listed
+            continue
+        except AccessDeniedError:
+            num_bytes, why = 0, f"{why}; its size is not known without the right s3:ListMultipartUploadParts"
+        address = key[len(prefix) + 1 :] if prefix else key
+        found.items.append(Item("uploads", lake.root, address, (), num_bytes, why, upload_id=upload_id))
+
+
+def _parts(lake: Lake, which: dict[str, Any]) -> Iterator[dict[str, Any]]:
     while True:
-        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **marker)
-        for upload in answer.get("Uploads", ()):
-            begun = upload["Initiated"].astimezone(UTC)
-            if begun.timestamp() < before:
-                key = upload["Key"]
-                parts = fs.call_s3("list_parts", Bucket=bucket, Key=key, UploadId=upload["UploadId"]).get("Parts", ())
-                num_bytes = sum(int(part["Size"]) for part in parts)
-                why = f"begun on {begun:%Y-%m-%d} and never completed"
-                address = key[len(prefix) + 1 :] if prefix else key
-                yield Item("uploads", lake.root, address, (), num_bytes, why, upload_id=upload["UploadId"])
-        if not answer.get("IsTruncated"):
+        answer = lake.root.fs.call_s3("list_parts", **which)
+        parts = answer.get("Parts", [])
+        yield from parts
+        if not answer.get("IsTruncated") or not parts:
             return
-        marker = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+        which = which | {"PartNumberMarker": parts[-1]["PartNumber"]}
 
 
 def _logs(state_dir: Path, before: float) -> Iterator[Item]:
