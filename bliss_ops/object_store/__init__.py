@@ -6,7 +6,8 @@ path and no pickle, so a path that travels to a Ray worker takes the credentials
 
     environment()              what is set: the usual AWS_* variables, or the Airflow connection that BLISS_S3_CONNECTION names
     forwarded_environment()    what of it goes with the commands that Airflow starts and submits
-    file_system.ObjectStore    s3fs with our retries, uploads and reads        failures    what went wrong, in a sentence
+    file_system.ObjectStore    s3fs with our requests (retrying), reads (reading) and uploads (uploading)
+    querying.QueriedStore      the same for DuckDB                              failures    what went wrong, in a sentence
 
 Nothing here lists a directory to find out what is in an artifact: its manifest says that.
 """

@@ -157,7 +157,7 @@ class Facts:
 def reach(con: "DuckDBPyConnection", lake: Lake) -> None:
     """Let a connection read the lake's files where they are on an object store."""
     if is_on_s3(lake.root):
-        from bliss_ops.object_store.file_system import QueriedStore
+        from bliss_ops.object_store.querying import QueriedStore
 
         con.register_filesystem(QueriedStore())
     elif not is_local(lake.root):
