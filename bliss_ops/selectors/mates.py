@@ -181,7 +181,6 @@ def _fit_regressor(
     checkpoint = Checkpoint(directory / CHECKPOINT, state, metrics, settings.checkpoint_every_steps, last_step, workers)
     if checkpoint.resume():
         log.info("%s: going on after step %d", title, state.step)
-    workers.barrier()  # nobody writes a checkpoint before everybody has looked for one
     found = fit_regressor(state, labelled, settings, seed=config.seed, metrics=metrics, after_step=checkpoint.after_step)
     log.info(
         "%s: Spearman of predicted and measured influence %+.3f +- %.3f on %d held-out probes (of step %d, the best)",

@@ -3,6 +3,9 @@
 A checkpoint and the metrics up to it are written together, the metrics first. Position in the data is a function of the step, so the step
 is all that has to be remembered of it. `Checkpoint` is one file, written while the job waits; `CheckpointSeries` copies the state and
 lets a thread write it, keeps several files, and goes back to an older one when the newest cannot be read.
+
+The first of several workers looks what there is; the others open the file that it has chosen, or begin with it. A store that lists what
+is new a little later would have some of them go on from an older checkpoint, and add up gradients of different steps.
 """
 
 import logging
@@ -59,12 +62,17 @@ class Checkpoint:
     workers: Workers = ALONE
 
     def resume(self) -> bool:
-        """Restore the state when there is a checkpoint; says whether there was."""
-        if not self.path.is_file():
-            return False
-        self.state.restore(read_tensors(self.path))
-        self.metrics.resume(self.state.step)
-        return True
+        """Restore the state when there is a checkpoint; says whether there was.
+
+        Raises:
+            ValueError: the workers have read different ones.
+        """
+        is_there = self.workers.agreed(self.workers.writes and self.path.is_file())
+        if is_there:
+            self.state.restore(read_tensors(self.path))
+            _check_step(self.state.step, self.path, self.metrics.title, self.workers)
+            self.metrics.resume(self.state.step)
+        return is_there
 
     def after_step(self, step: int) -> None:
         """Save when it is time to, and at the end."""
@@ -132,17 +140,19 @@ class CheckpointSeries:
         """Restore the newest state that can be read, and the metrics up to it; says whether there was any.
 
         Raises:
-            ValueError: there are states, but none of them is whole, or they belong to a model of another shape.
+            ValueError: there are states, but none of them is whole, or they belong to a model of another shape; or the workers have read
+                different ones.
         """
         broken: list[str] = []
-        tensors, path = self._newest(broken)
-        if tensors is None:
-            if broken:
-                raise ValueError(f"{self.metrics.title}: no checkpoint can be read: " + "; ".join(broken))
+        tensors, path = self._newest(broken) if self.workers.writes else (None, None)
+        if tensors is None and broken:
+            raise ValueError(f"{self.metrics.title}: no checkpoint can be read: " + "; ".join(broken))
+        path = self.workers.agreed(path)
+        if path is None:
             return False
-        self.state.restore(tensors, where=str(path))
+        self.state.restore(read_tensors(path) if tensors is None else tensors, where=str(path))
+        _check_step(self.state.step, path, self.metrics.title, self.workers)  # and nobody deletes what another one is reading
         self._is_final = path == self.final and self.state.step == self.last_step
-        self.workers.barrier()  # nobody deletes what another one is reading
         for reason in broken:
             log.warning("%s: %s. Going on from the one of step %d", self.metrics.title, reason, self.state.step)
         self.metrics.resume(self.state.step)
@@ -228,3 +238,18 @@ def _read(path: UPath, broken: list[str]) -> dict[str, torch.Tensor] | None:
     except ValueError as error:
         broken.append(str(error))
         return None
+
+
+def _check_step(step: int, path: UPath, title: str, workers: Workers) -> None:
+    """Return when all workers have restored the same step; waits for them.
+
+    Raises:
+        ValueError: this one has another step than the first one.
+    """
+    agreed = workers.agreed(step)
+    workers.barrier()
+    if step != agreed:
+        raise ValueError(
+            f"{title}: {path} was of step {agreed} when the first worker read it and of step {step} for worker {workers.rank}: another job "
+            "writes there. Stop one of the two and run the same command again"
+        )

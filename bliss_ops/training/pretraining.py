@@ -179,8 +179,7 @@ class _Target:
     def train_extra_branch(self, step: int) -> list[dict[str, float]]:
         """The decay branch from that step of the round; returns its rows. One that is finished is left as it is."""
         folder, done = branch_folder(step), self.directory / "branches" / f"step-{step:06d}" / METRICS
-        is_done = done.is_file()  # written last
-        self.workers.barrier()  # nobody writes it before all have looked
+        is_done = self.workers.agreed(self.workers.writes and done.is_file())  # written last
         if is_done:
             return [json.loads(line) for line in done.read_text().splitlines()]
         end = self.first_step + step + self.run.config.pretraining.decay_steps

@@ -49,14 +49,12 @@ def measured_influences(
     Raises:
         ValueError: a loss is not finite.
     """
-    if (directory / MEASURED).is_file():
-        return _read(directory)
     num_blocks = -(-len(probes_MT) // PROBES_PER_BLOCK)
-    are_there = at_once(lambda block: _path(directory, block).is_file(), range(num_blocks), directory)
-    missing = [block for block, is_there in enumerate(are_there) if not is_there]
+    missing = workers.agreed(_missing(directory, num_blocks) if workers.writes else None)  # one looks, so that no block is left to nobody
+    if missing is None:
+        return _read(directory)
     if len(missing) < num_blocks:
         log.info("%s: %d of %d blocks of probes are measured already", title, num_blocks - len(missing), num_blocks)
-    workers.barrier()  # nobody begins to write before everybody has looked
     left = missing[workers.share(len(missing))]
     rows = [row for block in left for row in _rows(block, len(probes_MT))]
     progress = Progress(title, len(rows), unit="probes", seconds_between_lines=3.0)
@@ -80,6 +78,14 @@ def measured_influences(
             remove(_path(directory, block))
     workers.barrier()
     return _read(directory)
+
+
+def _missing(directory: UPath, num_blocks: int) -> list[int] | None:
+    """The blocks that are still to be measured; None when all of them have become one file."""
+    if (directory / MEASURED).is_file():
+        return None
+    are_there = at_once(lambda block: _path(directory, block).is_file(), range(num_blocks), directory)
+    return [block for block, is_there in enumerate(are_there) if not is_there]
 
 
 def _read(directory: UPath) -> Influences:

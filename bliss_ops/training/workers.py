@@ -1,4 +1,4 @@
-"""The processes of one training job: which rows are whose, and the two collective operations the method needs.
+"""The processes of one training job: which rows are whose, the two collective operations the method needs, and who decides.
 
 Every worker holds the same models and takes the same steps; only the rows of a batch are divided. What crosses workers is explicit:
 a sum of gradients (means are taken by whoever knows the global count), and one number per sequence. Results are therefore those of
@@ -9,9 +9,12 @@ Legend of shapes: B sequences of the global batch, b this worker's share of them
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,14 @@ class Workers:
         values_B[self.share(total)] = values_b
         torch.distributed.all_reduce(values_B)
         return values_B
+
+    def agreed(self, value: ValueT) -> ValueT:
+        """The first worker's `value`, on every worker: what each finds in a store for itself may differ, and would lead them apart."""
+        if self.count == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        return values[0]
 
     def barrier(self) -> None:
         """Wait until every worker is here."""

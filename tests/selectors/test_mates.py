@@ -203,6 +203,10 @@ def test_influences_do_not_depend_on_how_probes_are_divided_over_workers(inputs:
         def barrier(self) -> None:
             """The other one is not there to be waited for."""
 
+        def agreed(self, _: object) -> Any:
+            """It would have found no block."""
+            return [0, 1, 2]
+
     alone = measured_influences(state, probes_MT[:70], guide, directory=UPath(tmp_path / "alone"), title="t", section="mates")
     shared = UPath(tmp_path / "shared")
     with pytest.raises(FileNotFoundError):  # what the first worker measures is not there yet
