@@ -204,17 +204,26 @@ def shard_file(directory: UPath, shard: int) -> UPath:
     return directory / f"shard-{shard:05d}.parquet"
 
 
-_check_before_files_appear: ContextVar[Callable[[], None] | None] = ContextVar("check_before_files_appear", default=None)
+Check = Callable[[], object]
+_check_before_files_appear: ContextVar[Check | None] = ContextVar("check_before_files_appear", default=None)
 
 
 @contextmanager
-def checked_by(check: Callable[[], None]) -> Iterator[None]:
-    """Inside, `check()` is called right before a file of this thread appears; what it raises keeps the file from appearing."""
+def checked_by(check: Check | None) -> Iterator[None]:
+    """Inside, `check()` is called right before a file of this thread appears; what it raises keeps the file from appearing.
+
+    A thread that writes for this one is started with a copy of its context, a process is given `check_here()`.
+    """
     token = _check_before_files_appear.set(check)
     try:
         yield
     finally:
         _check_before_files_appear.reset(token)
+
+
+def check_here() -> Check | None:
+    """What files of this thread are checked by."""
+    return _check_before_files_appear.get()
 
 
 @contextmanager
@@ -294,7 +303,7 @@ def content_of(path: UPath) -> tuple[int, str]:
 
 
 def _check() -> None:
-    if check := _check_before_files_appear.get():
+    if check := check_here():
         check()
 
 

@@ -3,8 +3,8 @@
 An artifact is a directory with a `manifest.json`: which stage made it, from which settings and inputs, what came out. Opening a
 stage's artifact has four outcomes: *done* (same fingerprint, files in place: no work), *new*, *resumed* (begun with the same
 fingerprint, killed before its manifest), or `ArtifactMismatchError` (begun or done with other settings or inputs). `begun.json` marks a
-begun artifact so that a resume cannot mix two settings. Shards have a finer record each
-(shard_records.py), so a killed stage loses the shards in work.
+begun artifact so that a resume cannot mix two settings, and work on what is another artifact by now, or finished, is thrown away
+(fence.py). Shards have a finer record each (shard_records.py), so a killed stage loses the shards in work.
 """
 
 import hashlib
@@ -21,9 +21,10 @@ from upath import UPath
 
 from bliss_ops import metering, provenance
 from bliss_ops.collected import check_not_collected, find_collected, forget_collected
-from bliss_ops.lake import Lake, at_once, content_of, read_bytes, remove, sweep_temporary_files, uploaded_content, write_json
+from bliss_ops.fence import Begun, check_begun, count_finished, find_begun, write_begun
+from bliss_ops.lake import Lake, at_once, checked_by, content_of, read_bytes, remove, sweep_temporary_files, uploaded_content, write_json
 from bliss_ops.launching import Launcher
-from bliss_ops.shard_records import all_records, check_begun, find_shards, is_in_place, make_fenced, record_path
+from bliss_ops.shard_records import all_records, find_shards, is_in_place, make_fenced, record_path
 from bliss_ops.sharding import Cost, Metrics, Output, ShardMapper, ShardRecord, map_locally, sum_metrics
 
 log = logging.getLogger(__name__)
@@ -121,23 +122,27 @@ class Artifact:
             log.warning("%s: %d files of %s are missing or cut (%s): making them again", self.stage, len(missing), self.address, missing[0])
         return None
 
-    def begin(self) -> None:
+    def begin(self) -> int:
         """Mark the artifact as begun with this fingerprint; a later call with another one fails.
+
+        Returns:
+            How often it has been finished so far, for the fence (fence.py).
 
         Raises:
             ArtifactMismatchError: it was begun with other settings or inputs.
             ValueError: an input was deleted by `bliss gc`; the message names the command that makes it again.
         """
         check_not_collected(self.lake.root, self.inputs, unread=self.unread)
-        path = self.directory / "begun.json"
-        if path.exists() and not self.replaceable:
-            begun = json.loads(path.read_text())
-            self._check_same(begun["fingerprint"], begun["identity"], begun["inputs"])
+        begun = None if self.replaceable else find_begun(self.directory)
+        if begun is not None:
+            self._check_same(begun.fingerprint, begun.identity, begun.inputs)
             log.info("%s: resuming %s", self.stage, self.address)
             sweep_temporary_files(self.directory)
         else:
             metering.forget(self.directory)
-            write_json(path, {"fingerprint": self.fingerprint, "identity": self.identity, "inputs": self.inputs, "begun_at": _now()})
+            begun = Begun(fingerprint=self.fingerprint, identity=self.identity, inputs=self.inputs, begun_at=_now())
+            write_begun(self.directory, begun)
+        return begun.num_finished
 
     def commit(
         self, files: Sequence[str | Output], metrics: Metrics | None = None, shards: Sequence[int] = (), cost: Cost | None = None
@@ -148,9 +153,7 @@ class Artifact:
             ReplacedError: the artifact was deleted or begun with other settings meanwhile.
             OtherBytesError: files that `bliss gc` had deleted were made again and are not what they were.
         """
-        if not self.replaceable:
-            check_begun(self.directory, self.fingerprint)
-        begun_at = json.loads((self.directory / "begun.json").read_text())["begun_at"]
+        begun = check_begun(self.directory, None if self.replaceable else self.fingerprint)
         outputs = [file if isinstance(file, Output) else describe(self.directory, file) for file in files]
         self._check_same_bytes(outputs)
         manifest = Manifest(
@@ -165,7 +168,7 @@ class Artifact:
             package_version=provenance.version_of(provenance.PACKAGE),
             git_commit=provenance.git_commit(),
             versions=provenance.versions(),
-            begun_at=begun_at,
+            begun_at=begun.begun_at,
             finished_at=_now(),
             cost=cost,
         )
@@ -175,18 +178,39 @@ class Artifact:
         return manifest
 
     def produce(self, make: Callable[[UPath], tuple[Sequence[str], Metrics]]) -> Manifest:
-        """Return the finished manifest, calling `make(directory) -> (files, metrics)` only when there is work to do."""
+        """Return the finished manifest, calling `make(directory) -> (files, metrics)` only when there is work to do.
+
+        Raises:
+            ReplacedError: the artifact was deleted or begun with other settings meanwhile.
+        """
         if manifest := self.finished():
             return manifest
-        self.begin()
+        num_finished = self.begin()
+        if self.replaceable:  # whoever makes it last is right
+            return self._make(make)
+        try:
+            with checked_by(partial(check_begun, self.directory, self.fingerprint, num_finished)):
+                return self._make(make)
+        except (ValueError, FileNotFoundError):  # what a worker's ReplacedError comes as; and of a deleted directory's files
+            is_finished = check_begun(self.directory, self.fingerprint).num_finished != num_finished
+            theirs = self.finished() if is_finished else None
+            if theirs is None:
+                raise
+            log.info("%s: %s was made by another process meanwhile: what this one has made is thrown away", self.stage, self.address)
+            metering.forget(self.directory)
+            return theirs
+
+    def _make(self, make: Callable[[UPath], tuple[Sequence[str], Metrics]]) -> Manifest:
         with metering.recorded(self.directory, self.fingerprint):
             files, metrics = make(self.directory)
         manifest = self.commit(files, metrics, cost=metering.spent(self.directory, self.fingerprint))
+        if not self.replaceable:
+            count_finished(self.directory, self.fingerprint)  # ends the work of others
         metering.forget(self.directory)  # the manifest has the sum
         return manifest
 
     def metered(self, launch: Launcher) -> Launcher:
-        """`launch`, with what its workers cost added to this artifact's."""
+        """`launch`, with what its workers cost added to this artifact's, and with the fence around what they write."""
         return metering.metered(launch, self.directory, self.fingerprint)
 
     def produce_shards(

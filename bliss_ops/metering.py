@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import cache, partial
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -26,7 +26,8 @@ from typing import Any
 
 from upath import UPath
 
-from bliss_ops.lake import is_local, names_in, read_bytes, remove, write_json
+from bliss_ops.fence import ReplacedError, check_begun
+from bliss_ops.lake import Check, check_here, checked_by, is_local, names_in, read_bytes, remove, write_json
 from bliss_ops.launching import Job, Launcher
 from bliss_ops.sharding import Cost
 
@@ -134,9 +135,10 @@ def recorded(directory: UPath, fingerprint: str, *, is_worker: bool = False) -> 
 
         def write() -> None:
             try:
-                if not _is_begun(directory, fingerprint):  # deleted or begun anew: this attempt belongs to nothing
-                    return
+                check_begun(directory, fingerprint)
                 write_json(path, {"fingerprint": fingerprint, "is_worker": is_worker, "cost": meter.cost().model_dump()})
+            except ReplacedError:  # this attempt belongs to nothing
+                return
             except OSError as error:  # a full disk, a store that does not answer: the work itself goes on, or fails by itself
                 log.warning("what the work on %s costs is not recorded: %s", directory, error)
 
@@ -144,7 +146,7 @@ def recorded(directory: UPath, fingerprint: str, *, is_worker: bool = False) -> 
             while not ended.wait(SECONDS_BETWEEN_RECORDS):
                 write()
 
-        thread = Thread(target=now_and_then, name="cost", daemon=True)
+        thread = Thread(target=copy_context().run, args=(now_and_then,), name="cost", daemon=True)
         thread.start()
         token = _attempt.set(meter)
         try:
@@ -176,13 +178,15 @@ def forget(directory: UPath) -> None:
     names = names_in(folder)
     for name in names:
         remove(folder / name)
-    if names and is_local(directory):
-        with suppress(OSError):  # another process at the same work may just be writing its record
+    if is_local(directory):
+        with suppress(OSError):  # there is none; or another process at the same work is just writing its record
             folder.rmdir()
 
 
 def metered(launch: Launcher, directory: UPath, fingerprint: str) -> Launcher:
-    """`launch`, with a record of its own for every training worker that is a process of its own. Picklable like `launch`."""
+    """`launch`, whose training workers keep records of their own, and check their files as whoever launches them does, where they are
+    processes of their own. Picklable like `launch`.
+    """
     return partial(_launch_metered, launch, directory, fingerprint)
 
 
@@ -192,12 +196,12 @@ def _launch_metered(launch: Launcher, directory: UPath, fingerprint: str, job: J
         return
     if attempt := _attempt.get():
         attempt.only_waits = True
-    launch(partial(_work_metered, job, directory, fingerprint), num_workers)
+    launch(partial(_work_metered, job, directory, fingerprint, check_here()), num_workers)
 
 
-def _work_metered(job: Job, directory: UPath, fingerprint: str) -> None:
+def _work_metered(job: Job, directory: UPath, fingerprint: str, check: Check | None) -> None:
     distributed = sys.modules.get("torch.distributed")
-    with recorded(directory, fingerprint, is_worker=True) as meter:
+    with checked_by(check), recorded(directory, fingerprint, is_worker=True) as meter:
         if distributed and distributed.is_initialized():
             meter.num_workers = distributed.get_world_size()
         job()
@@ -206,13 +210,6 @@ def _work_metered(job: Job, directory: UPath, fingerprint: str) -> None:
 def _records(directory: UPath) -> list[UPath]:
     folder = directory / RECORDS
     return [folder / name for name in names_in(folder) if name.endswith(".json")]
-
-
-def _is_begun(directory: UPath, fingerprint: str) -> bool:
-    try:
-        return bool(json.loads(read_bytes(directory / "begun.json"))["fingerprint"] == fingerprint)
-    except FileNotFoundError:
-        return False
 
 
 def _reset_peaks() -> None:

@@ -1,11 +1,10 @@
 """The records of an artifact's finished shards, and the fence around the work on the others.
 
-A worker may outlive what it works for: the artifact is deleted and begun anew, or another driver has finished the shard. So right
-before a shard's file appears, its worker looks whether the artifact is still the one it was started for and the shard still to do.
+Right before a shard's file appears, its worker looks whether the artifact is still the one it was started for (fence.py) and the shard
+still to do: another driver may have finished it.
 """
 
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,14 +12,11 @@ from functools import partial
 from upath import UPath
 
 from bliss_ops import metering
+from bliss_ops.fence import check_begun
 from bliss_ops.lake import at_once, checked_by, read_bytes
 from bliss_ops.sharding import Output, ShardRecord
 
 log = logging.getLogger(__name__)
-
-
-class ReplacedError(ValueError):
-    """The artifact is no longer the one that this work was begun for."""
 
 
 def find_shard(directory: UPath, shard: int) -> ShardRecord | None:
@@ -62,23 +58,6 @@ def is_in_place(directory: UPath, output: Output) -> bool:
         return bool((directory / output.path).stat().st_size == output.bytes)
     except FileNotFoundError:
         return False
-
-
-def check_begun(directory: UPath, fingerprint: str) -> None:
-    """Return when the artifact of `directory` is still the one that was begun with `fingerprint`.
-
-    Raises:
-        ReplacedError: it was deleted, or begun with other settings or inputs.
-    """
-    try:
-        begun = json.loads(read_bytes(directory / "begun.json"))["fingerprint"]
-    except FileNotFoundError:
-        raise ReplacedError(f"{directory} was deleted while it was worked on: what was made since is thrown away") from None
-    if begun != fingerprint:
-        raise ReplacedError(
-            f"{directory} was begun again with other settings or inputs (fingerprint {begun[:12]}, this work belongs to "
-            f"{fingerprint[:12]}): what was made for the former ones is thrown away, nothing is to be done"
-        )
 
 
 class _MadeMeanwhile(Exception):  # noqa: N818 - a signal between two functions of this file

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -208,7 +209,7 @@ class CheckpointSeries:
             rows = self.metrics.encoded()
             if self.metrics.curves is not None:
                 self.metrics.curves.flush()
-            self._writing = self._thread.submit(self._write, path, rows)
+            self._writing = self._thread.submit(copy_context().run, self._write, path, rows)  # the fence goes along (lake.checked_by)
 
     def _copy_state(self) -> None:
         on_gpu = False

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from upath import UPath
 
+from bliss_ops.fence import ReplacedError
 from bliss_ops.lake import Lake, atomic_file, write_bytes
 from bliss_ops.manifest import Artifact, ArtifactMismatchError, describe, find_manifest
-from bliss_ops.shard_records import ReplacedError
 from bliss_ops.sharding import ShardRecord
 
 

@@ -80,6 +80,24 @@ def test_what_another_group_has_lost_is_that_groups_to_make_again(store: Counted
     assert shard_file(directory, 1).read_bytes() == b"content of 1"
 
 
+def test_a_file_of_a_stage_in_one_piece_takes_one_look_at_what_is_begun(store: Counted, directory: UPath) -> None:
+    def make(num_files: int, here: UPath) -> tuple[list[str], dict[str, int]]:
+        files = [f"file-{number}" for number in range(num_files)]
+        for file in files:
+            write_bytes(here / file, b"content")
+        return files, {}
+
+    def asked_for(num_files: int) -> Counts:
+        where = directory / f"{num_files}"
+        store.counts()
+        Artifact(Lake(directory), where, stage="make", identity={}).produce(partial(make, num_files))
+        return store.counts()
+
+    few, many = asked_for(1), asked_for(11)
+    assert {name: many[name] - few[name] for name in ("get", "put")} == {"get": 10, "put": 10}
+    assert many.get("head", 0) == few.get("head", 0)
+
+
 def test_what_was_uploaded_is_not_downloaded_to_be_hashed(store: Counted, directory: UPath) -> None:
     content = bytes(range(256)) * 10_000
     store.counts()
