@@ -73,7 +73,9 @@ class Lake:
     def further_score_names(self) -> list[tuple[str, str]]:
         """(corpus, name) of all finished ones, sorted."""
         scores = self.root / "scores"
-        found = [(corpus, name) for corpus in names_in(scores) for name in names_in(scores / corpus)]
+        corpora = names_in(scores)
+        listed = at_once(lambda corpus: names_in(scores / corpus), corpora, scores)
+        found = [(corpus, name) for corpus, names in zip(corpora, listed, strict=True) for name in names]
         finished = at_once(lambda each: (scores / each[0] / each[1] / "manifest.json").is_file(), found, scores)
         return [each for each, is_finished in zip(found, finished, strict=True) if is_finished]
 

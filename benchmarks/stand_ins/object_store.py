@@ -34,6 +34,7 @@ class Store:
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.counts: Counter[str] = Counter()
+        self.num_waiting = 0
         self.numbers = itertools.count(1)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -43,7 +44,10 @@ class Store:
             self.counts.clear()
             return web.json_response(counts)
         body = await request.read()
+        self.num_waiting += 1
+        self.counts["at_once"] = max(self.counts["at_once"], self.num_waiting)
         await asyncio.sleep(self.latency_seconds)
+        self.num_waiting -= 1
         key, query = request.path.strip("/"), request.query
         if "uploadId" in query or "uploads" in query:
             return self._upload(request.method, key, query.get("uploadId", ""), int(query.get("partNumber", 0)), body)
@@ -136,7 +140,7 @@ class Counted:
         self.endpoint = endpoint
 
     def counts(self) -> Counts:
-        """What was asked since the last call; how many of the requests were answered by 404 is in `missing`."""
+        """What was asked since the last call; `missing` of them were answered by 404, `at_once` waited at the same time at most."""
         with urlopen(Request(f"{self.endpoint}/-/counts"), timeout=30) as answer:  # noqa: S310 - the server above
             return dict(json.load(answer))
 

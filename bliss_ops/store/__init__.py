@@ -39,7 +39,7 @@ def sync(run: Run) -> dict[str, Any]:
     """
     with open_working(run.lake) as (con, is_unfilled):
         score_runs = ScoreRuns(run.lake)
-        mine = list(score_runs.of_run(run))
+        mine = score_runs.of_run(run)
         others = _others(score_runs, mine) if is_unfilled or is_remote(run.lake) else []
         return _load_and_publish(con, run.lake, score_runs, mine, others)
 
@@ -79,8 +79,7 @@ def rebuild(lake: Lake) -> dict[str, Any]:
 
 
 def _others(score_runs: ScoreRuns, mine: list[ScoreRun]) -> list[ScoreRun]:
-    ids = {score_run.id for score_run in mine}
-    return [score_run for score_run in score_runs.of_lake() if score_run.id not in ids]
+    return score_runs.of_lake(but={score_run.id for score_run in mine})
 
 
 def _load_and_publish(

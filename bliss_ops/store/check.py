@@ -58,7 +58,7 @@ def check(lake: Lake, checked: Checked) -> Iterator[str]:
         con.execute("use snapshot")
         found = {kind.name: _checksums(con, kind) for kind in tables.KINDS.values()}
         lists = ScoreRuns(lake)
-        score_runs = list(lists.of_lake())
+        score_runs = lists.of_lake()
         yield from lists.unreadable
         wanted = {score_run.id: score_run for score_run in score_runs if score_run.refusal is None}
         checked.refused = [score_run.refusal for score_run in score_runs if score_run.refusal]

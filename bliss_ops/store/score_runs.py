@@ -2,21 +2,25 @@
 
 A score run is loaded only when the sequences it scored are the ones that are packed now: its manifests lead to a digest of those
 sequences, and that has to be the digest of the corpus's manifest. `loading` brings the tables to this state, `check` compares.
+
+A round is up to seven small files, and each is a round trip to an object store while the machine's other loaders wait. So 32 rounds are
+read at once, and no file twice.
 """
 
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any
+from functools import cache
+from threading import Lock
+from typing import Any, TypeVar
 
 from upath import UPath
 
 from bliss_ops.collected import find_collected, gone
-from bliss_ops.lake import Lake, Run
+from bliss_ops.lake import Lake, Run, at_once
 from bliss_ops.manifest import Manifest, find_manifest, read_manifest
 from bliss_ops.store import tables
 
@@ -24,6 +28,10 @@ log = logging.getLogger(__name__)
 
 KIND_OF_STAGE = {"score": "round", "rescore": "rescored", "import_scores": "imported"}
 SELECTION_COUNTS = ("num_candidates", "num_selected", "threshold", "num_ties_at_threshold", "num_ties_kept", "num_tokens")
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+FindManifest = Callable[[UPath], Manifest | None]
 
 
 @dataclass(frozen=True)
@@ -114,32 +122,45 @@ class ScoreRun:
 
 
 class ScoreRuns:
-    """Finds score runs; every corpus's manifests are read once."""
+    """Finds score runs, many at once; every corpus's manifests are read once."""
 
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
         self.unreadable: list[str] = []  # what is wrong with directories that cannot be read as score runs
         self._contents: dict[str, Content] = {}
+        self._being_read: dict[str, Lock] = {}
 
-    def of_lake(self) -> Iterator[ScoreRun]:
-        """Every score run there is, rounds before re-scored and imported ones; what cannot be read is noted and does not stop the rest."""
-        readers = [partial(self.of_run, self.lake.run(name)) for name in self.lake.run_names()]
-        readers += [partial(self._of_further, corpus, name) for corpus, name in self.lake.further_score_names()]
-        for read in readers:
+    def of_lake(self, *, but: Collection[str] = ()) -> list[ScoreRun]:
+        """Every score run there is, rounds before re-scored and imported ones; what cannot be read is noted and does not stop the rest.
+
+        Args:
+            but: ids of those that are known already.
+        """
+        runs = [self.lake.run(name) for name in self.lake.run_names()]
+        rounds = [each for of_run in self._readable(_rounds, runs) for each in of_run if _id_of_round(*each) not in but]
+        further = [each for each in self.lake.further_score_names() if _id_of_further(*each) not in but]
+        found = [each for each in self._readable(self._find_round, rounds) if each]
+        return [*found, *self._readable(lambda each: self.further(*each), further)]
+
+    def _readable(self, read: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+        """What `read` gives of each item, as many as possible at once; notes those that cannot be read."""
+
+        def attempt(item: ItemT) -> ResultT | ValueError:
             try:
-                yield from read()
+                return read(item)
             except ValueError as error:
-                log.warning("score store: %s", error)
-                self.unreadable.append(str(error))
+                return error
 
-    def _of_further(self, corpus: str, name: str) -> Iterator[ScoreRun]:
-        yield self.further(corpus, name)
+        for result in at_once(attempt, items, self.lake.root):
+            if isinstance(result, ValueError):
+                log.warning("score store: %s", result)
+                self.unreadable.append(str(result))
+            else:
+                yield result
 
-    def of_run(self, run: Run) -> Iterator[ScoreRun]:
+    def of_run(self, run: Run) -> list[ScoreRun]:
         """The rounds of one run that have scores."""
-        for round_number in range(1, run.config.num_rounds + 1):
-            if scores := find_manifest(run.round(round_number) / "scores"):
-                yield self._round(run, round_number, scores)
+        return [found for found in at_once(self._find_round, _rounds(run), self.lake.root) if found]
 
     def further(self, corpus: str, name: str) -> ScoreRun:
         """Scores that are no round's own.
@@ -165,19 +186,25 @@ class ScoreRuns:
             "seed": about.get("seed", 0),
             "selector_fingerprint": selector.fingerprint if selector is not None and is_same_selector else "",
         }
-        score_run = self._score_run(f"scores/{corpus}/{name}", corpus, manifest, manifest.inputs, about, made_by)
+        score_run = self._score_run(_id_of_further(corpus, name), corpus, manifest, manifest.inputs, about, made_by)
         record = find_collected(directory)
         return replace(score_run, collected=gone(score_run.id, record)) if record else score_run
 
     def content(self, corpus: str, sequence_set: str) -> Content:
-        if sequence_set not in self._contents:
-            packed = find_manifest(self.lake.root / "corpora" / sequence_set)
-            documents = find_manifest(self.lake.root / "corpora" / corpus / "documents")
-            self._contents[sequence_set] = Content(self.lake, corpus, sequence_set, documents, packed)
-        return self._contents[sequence_set]
+        with self._being_read.setdefault(sequence_set, Lock()):  # who comes second waits for what the first one reads
+            if sequence_set not in self._contents:
+                packed = find_manifest(self.lake.root / "corpora" / sequence_set)
+                documents = find_manifest(self.lake.root / "corpora" / corpus / "documents")
+                self._contents[sequence_set] = Content(self.lake, corpus, sequence_set, documents, packed)
+            return self._contents[sequence_set]
 
-    def _round(self, run: Run, round_number: int, scores: Manifest) -> ScoreRun:
+    def _find_round(self, run_and_round: tuple[Run, int]) -> ScoreRun | None:
+        """A round, where it has scores."""
+        run, round_number = run_and_round
         here, config = run.round(round_number), run.config
+        scores = find_manifest(here / "scores")
+        if scores is None:
+            return None
         selector = find_manifest(here / "selector")
         is_same_selector = selector is not None and scores.inputs.get(selector.artifact) == selector.digest
         about = {
@@ -191,8 +218,8 @@ class ScoreRuns:
         }
         inputs = selector.inputs if selector is not None and is_same_selector else {}
         parts = list(_of_round(run, round_number, scores))
-        id, made_by = f"{run.name}/round-{round_number:02d}", f"bliss score {run.name} --round {round_number}"  # noqa: A001
-        return self._score_run(id, config.ingest.corpus, scores, inputs, about, made_by, parts)
+        made_by = f"bliss score {run.name} --round {round_number}"
+        return self._score_run(_id_of_round(run, round_number), config.ingest.corpus, scores, inputs, about, made_by, parts)
 
     def _score_run(
         self,
@@ -219,13 +246,26 @@ class ScoreRuns:
         return ScoreRun(id, self.content(corpus, sequence_set), digest, row, parts, sorted(scores.shards))
 
 
+def _rounds(run: Run) -> list[tuple[Run, int]]:
+    return [(run, number) for number in range(1, run.config.num_rounds + 1)]
+
+
+def _id_of_round(run: Run, round_number: int) -> str:
+    return f"{run.name}/round-{round_number:02d}"
+
+
+def _id_of_further(corpus: str, name: str) -> str:
+    return f"scores/{corpus}/{name}"
+
+
 def _of_round(run: Run, round_number: int, scores: Manifest) -> Iterator[Part]:
     """Influences, selection and evaluation, where they are there and made from these scores and not from former ones."""
-    here, lake, owner = run.round(round_number), run.lake, f"{run.name}/round-{round_number:02d}"
+    here, lake, owner = run.round(round_number), run.lake, _id_of_round(run, round_number)
+    find: FindManifest = cache(find_manifest)  # an evaluation stands on the selection, too
 
     def of_these_scores(name: str) -> Manifest | None:
-        manifest = find_manifest(here / name)
-        return manifest if manifest and _stands_on(lake, manifest, here, scores) else None
+        manifest = find(here / name)
+        return manifest if manifest and _stands_on(lake, manifest, here, scores, find) else None
 
     def command(stage: str) -> str:
         return f"bliss {stage} {run.name} --round {round_number}"
@@ -243,15 +283,15 @@ def _of_round(run: Run, round_number: int, scores: Manifest) -> Iterator[Part]:
             yield Part(kinds[output.path], owner, 0, output.sha256, {}, here / "evaluation" / output.path, command("evaluate"))
 
 
-def _stands_on(lake: Lake, manifest: Manifest, here: UPath, scores: Manifest) -> bool:
+def _stands_on(lake: Lake, manifest: Manifest, here: UPath, scores: Manifest, find: FindManifest) -> bool:
     """Whether what `manifest` was made from, inside the round, is what is there; an input that is gone (a deleted subset) cannot say."""
     for address, digest in manifest.inputs.items():
         if address == scores.artifact:
             if digest != scores.digest:
                 return False
         elif address.startswith(lake.relative(here) + "/"):
-            before = find_manifest(lake.root / address)
-            if before and (before.digest != digest or not _stands_on(lake, before, here, scores)):
+            before = find(lake.root / address)
+            if before and (before.digest != digest or not _stands_on(lake, before, here, scores, find)):
                 return False
     return True
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,11 @@ from upath import UPath
 from benchmarks.stand_ins.object_store import Counted, Counts, serve
 from bliss_ops import landed, landing
 from bliss_ops.corpus.reading import SequenceReader
-from bliss_ops.lake import Lake, shard_file, write_bytes
-from bliss_ops.manifest import Artifact, Manifest, describe
+from bliss_ops.lake import Lake, at_once, shard_file, write_bytes
+from bliss_ops.manifest import Artifact, Manifest, describe, read_manifest
 from bliss_ops.sharding import ShardRecord, group_shards
+from bliss_ops.store.score_runs import ScoreRuns
+from tests import lakes
 
 SHARDS, GROUPS = list(range(80)), 8
 
@@ -144,3 +147,31 @@ def test_a_list_of_what_landed_is_read_once_in_a_look_and_never_again_by_the_wat
         store.counts()
         assert landing.unlanded(landed.Lists(lake, memory), folders) == {}
         assert {kind: count for kind, count in store.counts().items() if kind != "bytes_got"} == expected
+
+
+def test_what_the_score_store_should_hold_is_asked_for_many_rounds_at_once(tmp_path: Path) -> None:
+    """Each manifest once; the config of the run, its corpus, and the listings beside."""
+    num_rounds = 24
+    local = lakes.make_corpus(tmp_path)
+    run = lakes.make_run(local, num_rounds=num_rounds, finished=False)
+    for number in range(1, num_rounds + 1):
+        here = run.round(number)
+        make = partial(lakes.produce, local, make=lambda _: ([], {}))
+        scored, selected = (read_manifest(here / name, made_by="make_run") for name in ("scores", "selection"))
+        make(directory=here / "fidelity", stage="fidelity", inputs=[scored])
+        subset = make(directory=here / "subset", stage="materialize", inputs=[selected])
+        trained = make(directory=here / "pretrain", stage="pretrain", inputs=[subset])
+        make(directory=here / "evaluation", stage="evaluate", inputs=[trained])
+    with serve(latency_seconds=0.1) as slow:
+        lake = Lake.open("s3://bucket/lake")
+        files = [file for name in ("manifest.json", "config.json") for file in tmp_path.rglob(name)]
+        list(at_once(lambda file: write_bytes(lake.root / file.relative_to(tmp_path).as_posix(), file.read_bytes()), files, lake.root))
+        slow.counts()
+        score_runs = ScoreRuns(lake).of_lake()
+        counts = slow.counts()
+        assert [found.id for found in score_runs] == [found.id for found in ScoreRuns(local).of_lake()]
+        assert (counts["get"], counts["head"], counts["list"]) == (7 * num_rounds + 1 + 2, 1, 2)
+        assert counts["at_once"] > 16
+        known = {found.id for found in score_runs[1:]}
+        assert [found.id for found in ScoreRuns(lake).of_lake(but=known)] == [score_runs[0].id]
+        assert slow.counts()["get"] == 7 + 1 + 2
