@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_LAKE = "lake"
 TEMPORARY = ".tmp"  # ending of a file that is being written
 REQUESTS_AT_ONCE = 32  # of an object store
-CONTENTS_REMEMBERED = 256  # files are described soon after they are written
+UPLOADS_REMEMBERED = 256  # files are described soon after they are written
 LEFT_SECONDS = 86400.0  # a file that is filled slowly is written to seldom: rejects wait for 8 MB of them, a large upload takes hours
 
 ItemT = TypeVar("ItemT")
@@ -270,27 +270,31 @@ def _local_file_for(path: UPath) -> Iterator[Path]:
 
 
 def _upload(file: Path, path: UPath) -> None:
+    etag = ""
     if is_on_s3(path):
-        path.fs.upload(str(file), path.path, _check)
+        etag = path.fs.upload(str(file), path.path, _check)
     else:
         _check()
         path.fs.put_file(str(file), path.path)
-    _remember_content(path, file)
+    with file.open("rb") as stream:
+        _uploads[str(path)] = (file.stat().st_size, sha256_of(stream), etag)
+    while len(_uploads) > UPLOADS_REMEMBERED:
+        _uploads.pop(next(iter(_uploads)), None)
 
 
-_contents: dict[str, tuple[int, str]] = {}  # bytes and sha256 of what this process has last put on an object store
-
-
-def _remember_content(path: UPath, uploaded: Path) -> None:
-    with uploaded.open("rb") as stream:
-        _contents[str(path)] = (uploaded.stat().st_size, sha256_of(stream))
-    while len(_contents) > CONTENTS_REMEMBERED:
-        _contents.pop(next(iter(_contents)), None)
+_uploads: dict[str, tuple[int, str, str]] = {}  # bytes, sha256 and ETag of what this process has last put on an object store
 
 
 def uploaded_content(path: UPath) -> tuple[int, str] | None:
     """What `content_of` gives, of a file that this process has just put on an object store and need not read back; else None."""
-    return _contents.pop(str(path), None)
+    found = _uploads.pop(str(path), None)
+    return found[:2] if found else None
+
+
+def uploaded_etag(path: UPath) -> str:
+    """The ETag of what this process has just put on S3, whatever others have put there since; else empty."""
+    found = _uploads.pop(str(path), None)
+    return found[2] if found else ""
 
 
 def content_of(path: UPath) -> tuple[int, str]:

@@ -3,6 +3,9 @@
 DuckDB lets either one writer or many readers open a file. So the loader has a file of its own and readers get a copy of its bytes, put in
 place by rename: a reader that has the old copy open keeps reading it. The working file itself is in the storage version that DuckDB
 1.5 reads, so publishing copies bytes and re-encodes no row. A lock file beside it lets one loader in at a time.
+
+The working file remembers which snapshot was made from it: its content, and the version of the published file. Where another one is there
+now, of another machine's loader, out of a backup or changed by hand, the next load publishes again.
 """
 
 import errno
@@ -18,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bliss_ops.lake import Lake, atomic_file, is_local
+from bliss_ops.lake import Lake, atomic_file, is_local, is_on_s3, uploaded_etag
 from bliss_ops.names import quoted_text
 from bliss_ops.store import tables, views
 
@@ -121,13 +124,14 @@ def open_to_check(lake: Lake) -> "Iterator[tuple[DuckDBPyConnection, bool, Calla
 
 
 def publish(con: "DuckDBPyConnection", lake: Lake) -> bool:
-    """Replace the snapshot by a copy of the working file, unless the snapshot there is of exactly this content.
+    """Replace the snapshot by a copy of the working file, unless what is there is the copy of exactly this content.
 
     Score runs that are not loaded whole (their loader was killed, or a file was damaged) are left out of the copy.
     """
     unfinished = [owner for (owner,) in con.execute(tables.UNFINISHED, {"kinds": tables.OF_SCORE_RUN}).fetchall()]
     (digest,) = con.execute(tables.DIGEST, {"views": _md5(views.VIEWS), "unfinished": unfinished}).fetchone() or ("",)
-    if lake.score_store.is_file() and _recall(con, "published") == digest:
+    known = _recall(con, "published")
+    if known is not None and known == f"{digest} {_version(lake)}":
         return False
     _sweep(lake)
     path = working_file(lake)
@@ -141,8 +145,27 @@ def publish(con: "DuckDBPyConnection", lake: Lake) -> bool:
     finally:
         _attach(con, path)
         con.execute("use working")
-    _remember(con, "published", digest)
+    # The upload's own ETag: asked for afterwards, it might be that of another machine's snapshot, which would count as ours for good.
+    _remember(con, "published", f"{digest} {_bare(uploaded_etag(lake.score_store)) or _version(lake)}")
     return True
+
+
+def _version(lake: Lake) -> str:
+    """Another value after each publication, whoever publishes; empty where nothing is published."""
+    snapshot = lake.score_store
+    try:
+        if is_local(snapshot):
+            found = Path(snapshot.path).stat()
+            return f"{found.st_ino}-{found.st_mtime_ns}"
+        if is_on_s3(snapshot):
+            return _bare(snapshot.fs.info(snapshot.path)["ETag"])
+        return str(snapshot.fs.ukey(snapshot.path))
+    except FileNotFoundError:
+        return ""
+
+
+def _bare(etag: str) -> str:
+    return etag.strip('"')
 
 
 def copy_bytes(source: Path, target: Path) -> None:

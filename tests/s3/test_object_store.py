@@ -12,7 +12,7 @@ import pytest
 from upath import UPath
 
 from bliss_ops import object_store
-from bliss_ops.lake import atomic_file, names_in, read_bytes, remove, sweep_temporary_files, write_bytes
+from bliss_ops.lake import atomic_file, names_in, read_bytes, remove, sweep_temporary_files, uploaded_etag, write_bytes
 from bliss_ops.object_store import errors, file_system
 from tests.s3.faulty_proxy import FaultyProxy
 
@@ -187,6 +187,18 @@ def test_a_large_upload_that_is_cut_goes_on(proxy: FaultyProxy, monkeypatch: pyt
     write_bytes(UPath(LAKE) / "cut", content)
     assert cut.num_hits == 2
     assert (UPath(LAKE) / "cut").read_bytes() == content
+
+
+@pytest.mark.parametrize("num_bytes", [1000, 11 * 2**20])
+def test_an_upload_says_which_version_it_has_made(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """The one that is found when it is asked for: by that a loader knows its own snapshot."""
+    monkeypatch.setattr(file_system, "PART_BYTES", 5 * 2**20)
+    path = UPath(LAKE) / "version"
+    write_bytes(path, os.urandom(num_bytes))
+    etag = uploaded_etag(path)
+    assert etag
+    assert etag == path.fs.info(path.path)["ETag"]
+    assert uploaded_etag(path) == "", "told once"
 
 
 def test_a_large_upload_that_fails_leaves_nothing(proxy: FaultyProxy, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

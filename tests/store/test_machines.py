@@ -1,0 +1,80 @@
+"""Two machines that load scores of one lake on an object store: each has a working file of its own, and both publish one snapshot."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bliss_ops import store
+from bliss_ops.lake import Lake
+from bliss_ops.store import working
+from tests.lakes import make_corpus, make_run
+from tests.store.test_faults import tables_of
+
+Machine = Callable[[str], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def on(tmp_path: Path) -> Machine:
+    """`with on("a")`: what follows happens on that machine."""
+
+    @contextmanager
+    def on(name: str) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(working.tempfile, "gettempdir", lambda: str(tmp_path / name))
+            yield
+
+    return on
+
+
+@pytest.fixture
+def lake(s3: Any, request: pytest.FixtureRequest) -> Lake:
+    if not s3.exists("lake"):
+        s3.mkdir("lake")
+    return make_corpus(f"s3://lake/{request.node.name}")
+
+
+def score_runs(lake: Lake) -> list[str]:
+    return [row[0] for row in tables_of(lake)["score_runs"]]
+
+
+def test_what_a_late_loader_overwrote_is_published_again(lake: Lake, on: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B has looked at the lake, A loads and publishes what came since, B publishes: then A's next load has nothing to load."""
+    first = make_run(lake)
+    publish = store.publish
+
+    def publish_late(*arguments: Any) -> bool:
+        monkeypatch.undo()
+        second = make_run(lake, seed=1)
+        with on("a"):
+            assert store.sync(second)["published"]
+        return publish(*arguments)
+
+    monkeypatch.setattr(store, "publish", publish_late)
+    with on("b"):
+        store.sync(first)
+    assert score_runs(lake) == ["demo-bliss-s0/round-01"]
+    with on("a"):
+        again = store.sync(first)
+        assert (again["num_loaded"], again["published"]) == (0, True)
+        assert not store.sync(first)["published"]
+    assert score_runs(lake) == ["demo-bliss-s0/round-01", "demo-bliss-s1/round-01"]
+
+
+def test_the_snapshot_that_counts_as_published_is_ones_own(lake: Lake, on: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one that takes its place right after the upload does not."""
+    run, upload = make_run(lake), type(lake.root.fs).upload
+
+    def upload_and_lose(self: Any, *arguments: Any) -> str:
+        etag = upload(self, *arguments)
+        self.pipe_file(lake.score_store.path, b"of another machine")
+        return str(etag)
+
+    monkeypatch.setattr(type(lake.root.fs), "upload", upload_and_lose)
+    with on("a"):
+        store.sync(run)
+        monkeypatch.undo()
+        assert store.sync(run)["published"]
+    assert score_runs(lake) == ["demo-bliss-s0/round-01"]
