@@ -5,6 +5,7 @@ UPath, so every path of the lake, pyarrow and DuckDB. Options come from the envi
 path and no pickle, so a path that travels to a Ray worker takes the credentials that it finds there.
 
     environment()              what is set: the usual AWS_* variables, or the Airflow connection that BLISS_S3_CONNECTION names
+    endpoint()                 of these, the store's address: buckets of one name at two endpoints are two buckets
     forwarded_environment()    what of it goes with the commands that Airflow starts and submits
     file_system.ObjectStore    s3fs with our requests (retrying), reads (reading) and uploads (uploading)
     querying.QueriedStore      the same for DuckDB                              failures    what went wrong, in a sentence
@@ -75,6 +76,16 @@ def environment() -> dict[str, str]:
         )
     found.pop("AWS_SESSION_TOKEN", None)  # of other credentials
     return found | dict(_resolver(connection))
+
+
+def endpoint() -> str | None:
+    """The store's address where one is set; else botocore's, which is AWS.
+
+    Raises:
+        ValueError: as `environment`.
+    """
+    found = environment()
+    return found.get("AWS_ENDPOINT_URL_S3") or found.get("AWS_ENDPOINT_URL")
 
 
 def forwarded_environment(*, to_ray: bool = False) -> dict[str, str]:

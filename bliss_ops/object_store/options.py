@@ -17,7 +17,7 @@ def options_of_environment() -> dict[str, Any]:
     timeout = object_store.seconds_of(object_store.TIMEOUT_SECONDS, object_store.DEFAULT_TIMEOUT_SECONDS)
     options: dict[str, Any] = {
         "use_listings_cache": False,
-        "endpoint_url": found.get("AWS_ENDPOINT_URL_S3") or found.get("AWS_ENDPOINT_URL"),
+        "endpoint_url": object_store.endpoint(),
         "config_kwargs": {
             "connect_timeout": min(CONNECT_SECONDS, timeout),
             "read_timeout": timeout,

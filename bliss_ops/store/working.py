@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bliss_ops import object_store
 from bliss_ops.lake import Lake, atomic_file, is_local, is_on_s3, uploaded_etag
 from bliss_ops.names import quoted_text
 from bliss_ops.store import tables, views
@@ -42,10 +43,13 @@ def is_remote(lake: Lake) -> bool:
 
 
 def working_file(lake: Lake) -> Path:
-    """Beside the snapshot in a local lake; on this machine's scratch disk, by a hash of the root, for an object store."""
+    """Beside the snapshot in a local lake; on this machine's scratch disk, by a hash of the store and the root, for an object store."""
     if not is_remote(lake):
         return Path(lake.root.path) / "scores.working.duckdb"
-    return Path(tempfile.gettempdir()) / "bliss-store" / hashlib.sha256(str(lake.root).encode()).hexdigest()[:16] / "scores.working.duckdb"
+    where = (
+        f"{object_store.endpoint()} {lake.root}" if is_on_s3(lake.root) else str(lake.root)
+    )  # staging's bucket may be named as production's
+    return Path(tempfile.gettempdir()) / "bliss-store" / hashlib.sha256(where.encode()).hexdigest()[:16] / "scores.working.duckdb"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Two machines that load scores of one lake on an object store: each has a working file of its own, and both publish one snapshot."""
+"""Lakes on object stores, whose working files are local: two machines that load scores of one lake, one machine that has two lakes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -78,3 +78,13 @@ def test_the_snapshot_that_counts_as_published_is_ones_own(lake: Lake, on: Machi
         monkeypatch.undo()
         assert store.sync(run)["published"]
     assert score_runs(lake) == ["demo-bliss-s0/round-01"]
+
+
+def test_lakes_of_one_address_at_two_endpoints_have_two_working_files(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {working.working_file(Lake.open("s3://lake/here"))}
+    for name, value in (("AWS_ENDPOINT_URL", "http://staging:9000"), ("AWS_ENDPOINT_URL_S3", "http://production:9000")):
+        monkeypatch.setenv(name, value)
+        files.add(working.working_file(Lake.open("s3://lake/here")))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://not-for-s3:9000")
+    files.add(working.working_file(Lake.open("s3://lake/here")))
+    assert len(files) == 3
