@@ -10,7 +10,7 @@ they never wait for the loader and never see half a load. Nothing here is the tr
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bliss_ops.lake import Lake, Run
@@ -29,6 +29,7 @@ def sync(run: Run) -> dict[str, Any]:
 
     A store that was never published (first use, lost scratch disk, changed tables) is filled from the whole lake. So it is, each
     time, for a lake on an object store: its working file is local to one machine, and another machine may have loaded meanwhile.
+    What was removed from the lake leaves the store.
     Rounds whose corpus has been ingested again with other content are left out, with a warning.
 
     Returns:
@@ -83,17 +84,16 @@ def _others(score_runs: ScoreRuns, mine: list[ScoreRun]) -> list[ScoreRun]:
 
 
 def _load_and_publish(
-    con: "DuckDBPyConnection", lake: Lake, score_runs: ScoreRuns, mine: Iterable[ScoreRun], others: Iterable[ScoreRun] = ()
+    con: "DuckDBPyConnection", lake: Lake, score_runs: ScoreRuns, mine: Sequence[ScoreRun], others: Sequence[ScoreRun] = ()
 ) -> dict[str, Any]:
-    """Load score runs and publish. One that fails does not stop the next; at the end, those of `mine` that failed are an error."""
+    """Drop score runs that are gone, load these, publish. One that fails does not stop the next; of `mine`, it is an error in the end."""
     counts = {"num_loaded": 0, "num_skipped": 0, "num_rows": 0}
     failures: list[str] = []
     num_whole = 0
+    loading.forget_gone(con, lake, [*mine, *others])
     for is_mine, score_run in [*((True, each) for each in mine), *((False, each) for each in others)]:
         if refusal := score_run.refusal:
             log.log(logging.INFO if score_run.collected else logging.WARNING, "score store: %s", refusal)
-            if score_run.collected and any(owner == score_run.id for _, owner, _ in loading.read_ledger(con, score_run)):
-                loading.forget(con, score_run.id)
             if score_run.is_former:
                 loading.forget_former_content(con, score_run.content, score_runs)
                 loading.forget(con, score_run.id)  # where only a part of it was loaded, which no row of `score_runs` tells of

@@ -2,16 +2,19 @@
 
 A shard's file is read once; its bytes are hashed, held against the manifest, and the rows that go in are parsed from those very
 bytes, so a file that is cut, or rewritten by a stale worker meanwhile, never gets in. Scores of former content of a corpus leave the
-tables before anything of its new content enters them.
+tables before anything of its new content enters them, and scores that the lake has no longer leave before anything enters.
 """
 
 import hashlib
 import logging
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
+from bliss_ops.lake import Lake, at_once
 from bliss_ops.sharding import Progress
 from bliss_ops.store import summaries, tables
-from bliss_ops.store.score_runs import Content, Part, ScoreRun, ScoreRuns
+from bliss_ops.store.score_runs import Content, Part, ScoreRun, ScoreRuns, is_in_lake
 from bliss_ops.store.transactions import execute, in_transaction, transaction
 
 if TYPE_CHECKING:
@@ -70,6 +73,25 @@ def forget_former_content(con: "DuckDBPyConnection", content: Content, score_run
         then = con.execute(tables.LOADED_SHARDS, {"kind": kind.name, "owner": owner}).fetchall()
         if any(now.get(f"{folder}shard-{shard:05d}.parquet") != sha256 for shard, sha256 in then):
             in_transaction(con, statements, {"owner": owner})
+
+
+def forget_gone(con: "DuckDBPyConnection", lake: Lake, found: Iterable[ScoreRun]) -> None:
+    """Drop score runs that the lake no longer has, or whose files `bliss gc` deleted, and what was loaded for the sake of them alone.
+
+    A run may have been deleted on another machine, or the lake restored as it was earlier. Score runs of the store that are not among the
+    `found` are asked for by name: listings may come late, and not every load looks at all of the lake.
+    """
+    is_collected = {score_run.id: bool(score_run.collected) for score_run in found}
+    held = [owner for (owner,) in con.execute(tables.HELD, {"kinds": tables.OF_SCORE_RUN}).fetchall()]
+    unseen = [id for id in held if id not in is_collected]  # noqa: A001 - what it is
+    are_there = dict(zip(unseen, at_once(partial(is_in_lake, lake), unseen, lake.root), strict=True))
+    gone = [id for id in held if is_collected.get(id) or not are_there.get(id, True)]  # noqa: A001
+    if not gone:
+        return
+    in_transaction(con, tables.FORGET_UNSCORED, {"gone": gone})  # first: whoever is killed now finds the same ones gone again
+    for id in gone:  # noqa: A001
+        log.warning("score store: %s leaves the store, its scores are no longer in the lake", id)
+        forget(con, id)
 
 
 def forget(con: "DuckDBPyConnection", score_run_id: str) -> None:

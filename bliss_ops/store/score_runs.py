@@ -246,6 +246,12 @@ class ScoreRuns:
         return ScoreRun(id, self.content(corpus, sequence_set), digest, row, parts, sorted(scores.shards))
 
 
+def is_in_lake(lake: Lake, id: str) -> bool:  # noqa: A002 - what it is
+    """Whether a score run of that id has finished scores, asked for by name."""
+    directory = id if id.count("/") == 2 else f"runs/{id}/scores"  # `scores/<corpus>/<name>` is its own address
+    return (lake.root / directory / "manifest.json").is_file()
+
+
 def _rounds(run: Run) -> list[tuple[Run, int]]:
     return [(run, number) for number in range(1, run.config.num_rounds + 1)]
 

@@ -191,6 +191,7 @@ KINDS = {
 }
 OF_SCORE_RUN = ("scores", "selections", "selection_counts", "influences", "evaluations", "questions", "score_runs", "summaries")
 
+HELD = "select distinct owner from loads where list_contains($kinds, kind) order by owner"  # with $kinds of score runs, loaded whole or not
 UNFINISHED = """
 select distinct owner from loads where list_contains($kinds, kind) and owner not in (select score_run_id from score_runs) order by owner
 """
@@ -213,6 +214,17 @@ FORGET_SCORE_RUN = (
     "delete from overlap_summaries where a = $owner or b = $owner",
     "delete from loads where kind = 'overlaps' and list_contains(string_split(owner, ' '), $owner)",
     "delete from loads where owner = $owner and kind not in ('spans', 'documents')",
+)
+# Spans and documents of shards that no score run but `$gone` has scored: the rows, then what the ledger says of them.
+UNSCORED = """
+select owner, shard_id from loads where kind = '{kind}' and (owner, shard_id) not in (
+    select r.{owner}, s.shard_id from score_runs r join loads s on s.kind = 'scores' and s.owner = r.score_run_id
+    where not list_contains($gone, r.score_run_id))
+"""
+FORGET_UNSCORED = tuple(
+    f"delete from {table} where {condition} ({owner}, shard_id) in ({UNSCORED.format(kind=kind, owner=of)})"  # noqa: S608 - names from below
+    for kind, of in (("spans", "sequence_set"), ("documents", "corpus"))
+    for table, condition, owner in ((kind, "", of), ("loads", f"kind = '{kind}' and", "owner"))
 )
 FORGET_SPANS = ("delete from spans where sequence_set = $owner", "delete from loads where kind = 'spans' and owner = $owner")
 FORGET_DOCUMENTS = ("delete from documents where corpus = $owner", "delete from loads where kind = 'documents' and owner = $owner")

@@ -46,9 +46,9 @@ def working_file(lake: Lake) -> Path:
     """Beside the snapshot in a local lake; on this machine's scratch disk, by a hash of the store and the root, for an object store."""
     if not is_remote(lake):
         return Path(lake.root.path) / "scores.working.duckdb"
-    where = (
-        f"{object_store.endpoint()} {lake.root}" if is_on_s3(lake.root) else str(lake.root)
-    )  # staging's bucket may be named as production's
+    where = str(lake.root)
+    if is_on_s3(lake.root):
+        where = f"{object_store.endpoint()} {where}"  # staging's bucket may be named as production's
     return Path(tempfile.gettempdir()) / "bliss-store" / hashlib.sha256(where.encode()).hexdigest()[:16] / "scores.working.duckdb"
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from upath import UPath
 
 from bliss_ops import store
+from bliss_ops.collected import Collected, write_collected
 from bliss_ops.lake import Lake
 from bliss_ops.store import working
-from tests.lakes import make_corpus, make_run
+from bliss_ops.store.check import Checked, check
+from tests.lakes import make_corpus, make_further_scores, make_run
 from tests.store.test_faults import tables_of
 
 Machine = Callable[[str], AbstractContextManager[None]]
@@ -61,6 +64,57 @@ def test_what_a_late_loader_overwrote_is_published_again(lake: Lake, on: Machine
         assert (again["num_loaded"], again["published"]) == (0, True)
         assert not store.sync(first)["published"]
     assert score_runs(lake) == ["demo-bliss-s0/round-01", "demo-bliss-s1/round-01"]
+
+
+def delete(directory: UPath) -> None:
+    directory.fs.rm(directory.path, recursive=True)
+
+
+def test_a_run_that_was_deleted_is_not_published_again(lake: Lake, on: Machine) -> None:
+    """B has loaded what A deletes; of shard 1 of the corpus no other scores are left, so its documents and spans go, too."""
+    run, other = make_run(lake), make_run(lake, "random")
+    make_further_scores(lake, "theirs", lambda _, rows: rows * 1.0, shards=[0])
+    with on("b"):
+        store.sync_lake(lake)
+    for directory in (run.path, other.path):
+        delete(directory)
+    with on("a"):
+        store.rebuild(lake)
+    rebuilt = tables_of(lake)
+    assert {row[0] for row in rebuilt["all_scores"]} == {"scores/tiny/theirs"}
+    with on("b"):
+        store.sync(make_run(lake, seed=1))
+        assert {row[0] for row in tables_of(lake)["all_scores"]} == {"scores/tiny/theirs", "demo-bliss-s1/round-01"}
+        delete(lake.run("demo-bliss-s1").path)
+        store.load_further(lake, "tiny", "theirs")
+    assert tables_of(lake) == rebuilt
+
+
+def test_scores_that_were_cleaned_up_on_another_machine_leave(lake: Lake, on: Machine) -> None:
+    run = make_run(lake)
+    manifest = make_further_scores(lake, "theirs", lambda _, rows: rows * 1.0)
+    with on("b"):
+        store.sync_lake(lake)
+    write_collected(
+        lake.further_scores("tiny", "theirs"), Collected(files=manifest.outputs, reason="newer ones", collected_at="2026-01-01")
+    )
+    with on("b"):
+        store.sync(run)
+    assert score_runs(lake) == ["demo-bliss-s0/round-01"]
+    assert list(check(lake, Checked())) == []
+
+
+def test_a_run_that_no_listing_names_stays(lake: Lake, on: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some stores list late: each is asked for before it is dropped."""
+    first, second = make_run(lake), make_run(lake, seed=1)
+    with on("a"):
+        store.sync_lake(lake)
+        monkeypatch.setattr(Lake, "run_names", lambda _: [])
+        store.sync(second)
+        assert score_runs(lake) == ["demo-bliss-s0/round-01", "demo-bliss-s1/round-01"]
+        delete(first.round(1) / "scores")
+        store.sync(second)
+    assert score_runs(lake) == ["demo-bliss-s1/round-01"]
 
 
 def test_the_snapshot_that_counts_as_published_is_ones_own(lake: Lake, on: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

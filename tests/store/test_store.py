@@ -1,5 +1,6 @@
 """The score store: exactly-once loading, snapshots that readers can trust, and views on numbers worked out by hand."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from bliss_ops.lake import Lake, Run
 from bliss_ops.sql import open_snapshot
 from bliss_ops.store import working
 from bliss_ops.store.check import Checked, check
-from tests.lakes import make_corpus, make_round, make_run
+from tests.lakes import make_corpus, make_further_scores, make_round, make_run
 
 BLISS, RANDOM = "demo-bliss-s0/round-01", "demo-random-s0/round-01"
 
@@ -141,6 +142,25 @@ def test_a_working_file_of_another_version_is_filled_again(tmp_path: Path) -> No
         con.execute("update state set digest = 'of another version' where name = 'tables'")
     store.sync(run)
     assert contents(lake) == before
+
+
+def test_a_run_that_was_deleted_leaves_with_the_next_load_of_another(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whole or half loaded; documents and spans go with the last scores that stand on them."""
+    lake = make_corpus(tmp_path)
+    make_further_scores(lake, "theirs", hand_made, shards=[1])
+    store.load_further(lake, "tiny", "theirs")
+    alone = contents(lake)
+    for seed in (0, 1):
+        store.sync(make_run(lake, seed=seed))
+    with duckdb.connect(str(working.working_file(lake))) as con:
+        con.execute("delete from score_runs where seed = 1")
+    for seed in (0, 1):
+        shutil.rmtree(str(lake.run(f"demo-bliss-s{seed}").path))
+    store.load_further(lake, "tiny", "theirs")
+    assert contents(lake) == alone
+    assert "demo-bliss-s1/round-01 leaves the store, its scores are no longer in the lake" in caplog.text
+    with duckdb.connect(str(working.working_file(lake)), read_only=True) as con:
+        assert con.execute("select distinct score_run_id from all_scores").fetchall() == [("scores/tiny/theirs",)]
 
 
 def test_unfinished_scores_are_not_loaded(tmp_path: Path) -> None:
