@@ -75,7 +75,8 @@ class Striker(threading.Thread):
         for process in self._scene.task_processes():
             with contextlib.suppress(psutil.Error, *UNREACHABLE):
                 key = (process.pid, process.create_time())
-                if key not in self._seen and (stage := self._stage_of(process.cmdline()[-1].split()[-1])):
+                words = " ".join(process.cmdline()).split()  # none: it has just ended
+                if words and key not in self._seen and (stage := self._stage_of(words[-1])):
                     self._seen.add(key)
                     if stage in self._spared or self._random.random() < 0.5:
                         found.append(Driver(stage, process))
