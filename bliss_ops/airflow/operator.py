@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from airflow.sdk import BaseOperator
 from bliss_ops import release
 from bliss_ops.airflow import forms
 from bliss_ops.airflow.ray_job import RayJobOperator
+from bliss_ops.names import redacted
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -131,10 +133,9 @@ def run_here(command: Sequence[str]) -> str:
     Raises:
         StageFailed: it ended with an error; the message is the command's own.
     """
-    from bliss_ops.names import redacted
     from bliss_ops.object_store import forwarded_environment
 
-    shown = " ".join(map(redacted, command))
+    shown = shlex.join(map(redacted, command))  # a form may have been filled with a credential, which its setting refuses
     log.info("running %s", shown)
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | forwarded_environment())
     if result.returncode != 0:

@@ -4,6 +4,7 @@
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 pytest.importorskip("airflow")
 
 from bliss_ops.airflow import forms
-from bliss_ops.airflow.operator import BlissStageOperator
+from bliss_ops.airflow.operator import BlissStageOperator, StageFailed, run_here
 from bliss_ops.cli.arguments import settings
 from bliss_ops.config import RunConfig
 from bliss_ops.names import check_name
@@ -100,6 +101,19 @@ def test_what_the_form_lets_pass_the_settings_refuse(key: str, value: Any, names
     with pytest.raises(ValueError, match=names) as caught:
         forms.recipe(FILLED | {key: value})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["https://u:hunter2@h/x.jsonl", "https://h/x.jsonl?a=b&sig=hunter2", "s3://AKIA:hunter2@bucket/x"])
+def test_a_credential_in_a_form_is_not_shown(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither in the log of `configure` nor in its error."""
+    caplog.set_level("INFO")
+    command = [sys.executable, "-c", "raise SystemExit('no')", *forms.configure_arguments("configure", FILLED | {"ingest.source": address})]
+    with pytest.raises(StageFailed) as caught:
+        run_here(command)
+    for text in (str(caught.value), caplog.text):
+        assert "ingest.source" in text
+        assert "***" in text
+        assert "hunter2" not in text
 
 
 @pytest.mark.parametrize("name", [value for value in INJECTIONS if value], ids=repr)

@@ -1,4 +1,5 @@
 """Hostile values through Airflow's real REST API: what the form's schema refuses never becomes a run; nobody triggers without a login."""
+# ruff: noqa: E501 - tables
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -25,8 +26,8 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def trigger(client: httpx.Client, conf: Any, **fields: Any) -> httpx.Response:
-    return client.post(ROUNDS, json={"logical_date": None, "conf": conf} | fields)
+def trigger(client: httpx.Client, conf: Any, runs: str = ROUNDS, **fields: Any) -> httpx.Response:
+    return client.post(runs, json={"logical_date": None, "conf": conf} | fields)
 
 
 def bodies() -> list[Any]:
@@ -42,6 +43,36 @@ def test_what_the_form_refuses_never_becomes_a_run(client: httpx.Client, key: st
     assert key.rpartition(".")[2] in answer.text or "Failed validating" in answer.text or "Invalid input" in answer.text
     assert "Traceback" not in answer.text
     assert client.get(ROUNDS).json()["total_entries"] == 0
+
+
+OF_OTHER_DAGS = {
+    "bliss_ingest": [
+        ("recipe", "../x"), ("recipe", "smoke; id"), ("ingest.source", ""), ("ingest.source", ["a"]), ("ingest.num_groups", 65), ("ingest.corpus", 1),
+        ("ingest.vocab_size", "512; id"), ("ingest.validation.others", "a"), ("ingest.validation.others", ["a"]), ("ingest.tokenizer", {"a": 1}),
+    ],
+    "bliss_compare": [
+        ("methods", "random"), ("methods", ["random"]), ("methods", ["random", "os.system"]), ("methods", ["random", "../bliss"]), ("seeds", []),
+        ("seeds", [-1]), ("seeds", ["0; id"]), ("seeds", [0, 0]), ("baseline", "$(id)"), ("name", 1), ("name", ["x"]), ("recipe", "/etc/passwd"),
+    ],
+    "bliss_rescore": [
+        ("corpus", 1), ("corpus", ["x"]), ("runs", "x"), ("runs", [1]), ("runs", [["x"]]), ("round", 0), ("round", "1; id"), ("groups", 0), ("groups", 65),
+    ],
+    "bliss_land": [
+        ("prefix", 1), ("prefix", ["/x"]), ("prefix", {"a": 1}), ("settle_seconds", -1), ("settle_seconds", 601), ("settle_seconds", "5; id"), ("settle_seconds", None),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "key", "value"), [(dag_id, *case) for dag_id, cases in OF_OTHER_DAGS.items() for case in cases], ids=repr
+)
+def test_the_forms_of_the_other_dags_refuse_it_too(client: httpx.Client, dag_id: str, key: str, value: Any) -> None:
+    runs = ROUNDS.replace("bliss_round", dag_id)
+    answer = trigger(client, {key: value}, runs)
+    assert answer.status_code in (400, 422), answer.text
+    assert f"Invalid input for param {key}: " in answer.text
+    assert "Traceback" not in answer.text
+    assert client.get(runs).json()["total_entries"] == 0
 
 
 @pytest.mark.parametrize("conf", ["x", 1, [], [1], True, "{{ 7*7 }}"], ids=repr)
