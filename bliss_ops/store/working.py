@@ -160,7 +160,7 @@ def _version(lake: Lake) -> str:
     try:
         if is_local(snapshot):
             found = Path(snapshot.path).stat()
-            return f"{found.st_ino}-{found.st_mtime_ns}"
+            return f"{found.st_size}-{found.st_mtime_ns}"  # no inode: in a lake that was copied as a whole it is the same snapshot
         if is_on_s3(snapshot):
             return _bare(snapshot.fs.info(snapshot.path)["ETag"])
         return str(snapshot.fs.ukey(snapshot.path))

@@ -104,7 +104,7 @@ def run(fault: Fault, reference: Lake, scene: Scene, *, seed: int) -> Row:
             lake.root.fs.rm(lake.root.path, recursive=True)
             shutil.rmtree(cluster.directory / "volumes" / "ray" / "bliss-store", ignore_errors=True)
     starts = {name: cluster.num_starts(name) for name in cluster.names}
-    striker = Striker(fault, scene, JOBS | LIGHT if fault.of_tasks else JOBS, seed)
+    striker = Striker(fault, scene, JOBS, LIGHT, seed)
     striker.start()
     tasks = _walk(cluster, row, num_triggers=2 if fault.is_doubled else 1)
     row.problems += [f"{stage} was not struck" for stage in sorted(striker.end())]

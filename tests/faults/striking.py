@@ -35,15 +35,15 @@ class Blow:
 class Striker(threading.Thread):
     """One row's blows: a stage is struck when its command is first seen, after a moment that the seed decides."""
 
-    def __init__(self, fault: Fault, scene: Scene, stages: set[str], seed: int) -> None:
+    def __init__(self, fault: Fault, scene: Scene, jobs: set[str], light: set[str], seed: int) -> None:
         super().__init__(daemon=True)
         self.blows: list[Blow] = []
-        self._fault, self._scene, self._left = fault, scene, set(stages)
+        self._fault, self._scene, self._left = fault, scene, jobs | light if fault.of_tasks else set(jobs)
         self._random = random.Random(f"{seed} {fault.name}")  # noqa: S311 - a plan, not a secret
         self._ended = threading.Event()
         self._seen: set[tuple[int, float]] = set()
         self._look = self._tasks if fault.of_tasks else self._drivers
-        self._spared: set[str] = set()
+        self._spared = set(light)  # one process does all of it
 
     def run(self) -> None:
         while self._left and not self._ended.wait(POLL_SECONDS):
