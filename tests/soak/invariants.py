@@ -51,6 +51,16 @@ EXPLAINED = (
         r"The current node timed out during startup", RAY_HEAD, "a start of Ray's head on a busy machine; the supervisor starts it again"
     ),
     Explained(r"IncompleteReadError", ("triggerer",), "the trigger runner, whose triggerer was killed"),
+    Explained(
+        r"^(BrokenPipeError: .*Broken pipe|ConnectionResetError: .*reset by peer)$",
+        ("task", "executor worker", "scheduler"),
+        "of a task's process and its executor worker one was killed: the other one talks into a closed socket",
+    ),
+    Explained(
+        r"^EOFError: Request socket closed before length$",
+        ("dag-processor", "executor worker", "scheduler"),
+        "the process of a DAG file or a task, whose parent was killed",
+    ),
 )
 
 
