@@ -66,7 +66,7 @@ def chart(timeline: Path) -> str:
         series.append(Series(kind, [[(s["seconds"] / 60, s["by_kind"].get(kind, 0.0)) for s in samples]], style=style))
     drawn = str(
         charts.line_chart(
-            series, title="Memory of the stack, MB", x_label="minutes", width=1080, height=360, right=110, format_y="{:,.0f} MB".format
+            series, title="Memory of the stack, MB", x_label="minutes", width=1080, height=360, right=110, format_y="{:,.0f}".format
         )
     )
     frame = charts.Frame(1080, 360, charts.padded([s["seconds"] / 60 for s in samples], 0.0), (0, 1), right=110)
