@@ -7,6 +7,7 @@ that it is the same in all its processes and on all its machines, and another on
 import hashlib
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENT = "ray_jobs_deployment"  # the Variable's name
 PREFIX = "airflow_"  # of the metadata's keys
+SETTLE_SECONDS = 2.0  # once in an Airflow's life
 GONE = "gone"  # our word for a task instance that Airflow does not know
 TO_COME = frozenset({"none", "scheduled", "queued", "restarting", "up_for_retry", "up_for_reschedule"})
 UNDER_WAY = frozenset({"running", "deferred", "awaiting_input"})
@@ -89,7 +91,8 @@ def deployment() -> str:
     """This Airflow's id among those that share a Ray cluster; made when it is first asked for."""
     if not (found := Variable.get(DEPLOYMENT, default=None)):
         Variable.set(DEPLOYMENT, secrets.token_hex(8), description="Marks the Ray jobs of this Airflow. Made by the first of them.")
-        found = Variable.get(DEPLOYMENT)  # another task may have made it at the same time
+        time.sleep(SETTLE_SECONDS)  # another first task may make one at the same time: the later one stays
+        found = Variable.get(DEPLOYMENT)
     return str(found)
 
 

@@ -1,9 +1,10 @@
 """`bliss backup`: a consistent copy of a lake that is being worked on; and whether a copy is whole.
 
-Artifact after artifact, by what its manifest says: the files with the hashes it recorded, then its records, its manifest last. An artifact
-that changed meanwhile is copied again. What is not finished is copied as far as it would be resumed: finished shards with their records,
-checkpoints before the metrics that go on after them. At the end, everything that a copied artifact was made from is in the copy as well,
-also where it finished after the listing. What an earlier backup has copied is not read again.
+Artifact after artifact (on an object store several at a time), by what its manifest says: the files with the hashes it recorded, then its
+records, its manifest last. An artifact that changed meanwhile is copied again. What is not finished is copied as far as it would be
+resumed: finished shards with their records, checkpoints before the metrics that go on after them. At the end, everything that a copied
+artifact was made from is in the copy as well, also where it finished after the listing. What an earlier backup has copied is not read
+again.
 
 The score store's snapshot goes along, its working file does not: `bliss store rebuild` makes that from Parquet.
 """
@@ -12,31 +13,27 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from threading import Lock
 
 from upath import UPath
 
 from bliss_ops.collected import Collected
 from bliss_ops.lake import Lake, is_local
 from bliss_ops.manifest import Manifest
-from bliss_ops.operations.files import File, is_temporary, listing
+from bliss_ops.operations.files import File, at_once, is_temporary, listing
 from bliss_ops.operations.snapshots import DAMAGED, METADATA, Entry, Snapshot, Target, check_apart, copy, new_name
 from bliss_ops.sharding import Output, Progress, ShardRecord
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 4  # at an artifact that changes while it is copied
-COPIES_AT_ONCE = 8  # on object stores, where each waits for a round trip
 RECORDS = ("manifest.json", "begun.json", "collected.json")
 STORE = "scores.duckdb"
 NOT_COPIED = ("scores.working.", "restoring.json")
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 @dataclass
@@ -106,7 +103,7 @@ def verify(target: Target, name: str | None = None) -> tuple[Snapshot, list[str]
         path.fs.mv(path.path, aside.path)
         return f"{addresses[sha256]}: object {sha256} is damaged, it was moved to {aside}"
 
-    return snapshot, [problem for problem in _at_once(problem_of, sorted(addresses), target.root) if problem]
+    return snapshot, [problem for problem in at_once(problem_of, sorted(addresses), target.root) if problem]
 
 
 @dataclass
@@ -142,6 +139,7 @@ class _Copying:
         names = self.target.names()
         self.former = {entry.address: entry for entry in self.target.read(names[-1]).entries} if names else {}
         self.finished: dict[str, Manifest] = {}
+        self._lock = Lock()
 
     def everything(self) -> None:
         files = [file for file in listing(self.lake.root) if self._is_wanted(file)]
@@ -152,9 +150,12 @@ class _Copying:
             root = next((str(parent) for parent in PurePosixPath(file.address).parents if str(parent) in roots), None)
             (loose if root is None else by_root[root]).append(file)
         progress = Progress(f"backup {self.lake.root}", len(by_root), "artifacts", seconds_between_lines=5.0)
-        for root in sorted(by_root):
+
+        def copied(root: str) -> None:
             self._artifact(root, by_root[root])
             progress.advance()
+
+        at_once(copied, sorted(by_root), self.lake.root, self.target.root)
         while missing := self._inputs_not_copied():
             for root in missing:
                 self._artifact(root, [file for file in listing(self.lake.root, root) if self._is_wanted(file)])
@@ -187,7 +188,7 @@ class _Copying:
             self.finished[root] = manifest
         for name, data in before.records.items():
             entries.append(self._bytes(f"{root}/{name}", data))
-        self.entries |= {entry.address: entry for entry in entries}
+        self._keep(entries)
 
     def _records(self, root: str) -> _Artifact:
         records = {}
@@ -243,7 +244,7 @@ class _Copying:
                 return None
             return Entry(address, num_bytes, sha256)
 
-        return [entry for entry in _at_once(copied, outputs, self.lake.root, self.target.root) if entry]
+        return [entry for entry in at_once(copied, outputs, self.lake.root, self.target.root) if entry]
 
     def _plain(self, files: Sequence[File], *, keep: bool = True) -> list[Entry]:
         """Files that no record tells the hash of; those that an earlier backup copied and nobody touched are not read again."""
@@ -258,9 +259,9 @@ class _Copying:
                 return None
             return Entry(file.address, num_bytes, sha256, file.stamp)
 
-        entries = [entry for entry in _at_once(copied, files, self.lake.root, self.target.root) if entry]
+        entries = [entry for entry in at_once(copied, files, self.lake.root, self.target.root) if entry]
         if keep:
-            self.entries |= {entry.address: entry for entry in entries}
+            self._keep(entries)
         return entries
 
     def _put(self, source: UPath) -> tuple[str, int]:
@@ -277,17 +278,14 @@ class _Copying:
         return Entry(address, len(data), sha256)
 
     def _count(self, sha256: str, num_bytes: int) -> None:
-        self.objects[sha256] = num_bytes
-        self.num_copied += 1
-        self.num_bytes_copied += num_bytes
+        with self._lock:
+            self.objects[sha256] = num_bytes
+            self.num_copied += 1
+            self.num_bytes_copied += num_bytes
 
-
-def _at_once(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], *places: UPath) -> list[ResultT]:
-    """In order; several at the same time where a place is an object store."""
-    if all(is_local(place) for place in places):
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(COPIES_AT_ONCE) as threads:
-        return list(threads.map(function, items))
+    def _keep(self, entries: Sequence[Entry]) -> None:
+        with self._lock:
+            self.entries |= {entry.address: entry for entry in entries}
 
 
 def _is_shard(address: str) -> bool:

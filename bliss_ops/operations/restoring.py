@@ -6,12 +6,13 @@ all other files and settings last, so nobody takes a half restored lake for a wh
 
 import json
 import logging
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from upath import UPath
 
 from bliss_ops.lake import Lake, atomic_file, write_json
-from bliss_ops.operations.files import listing
+from bliss_ops.operations.files import at_once, listing
 from bliss_ops.operations.snapshots import METADATA, Entry, Snapshot, Target, check_apart, copy
 from bliss_ops.sharding import Progress
 
@@ -32,17 +33,25 @@ def restore(target: Target, lake: Lake, name: str | None = None, *, metadata: Pa
     snapshot = target.read(name)
     _begin(lake, snapshot)
     files = [entry for entry in snapshot.entries if not entry.address.startswith(METADATA)]
-    files.sort(key=lambda entry: (LATER.get(PurePosixPath(entry.address).name, 0), entry.address))
+    files.sort(key=lambda entry: (_order(entry), entry.address))
     progress = Progress(f"restore {snapshot.name}", len(files), "files", seconds_between_lines=5.0)
-    for entry in files:
+
+    def written(entry: Entry) -> None:
         _write(target, entry, lake.root / entry.address)
         progress.advance()
+
+    for _, alike in groupby(files, key=_order):
+        at_once(written, alike, lake.root, target.root)
     if metadata is not None:
         for entry in snapshot.entries:
             if entry.address.startswith(METADATA):
                 _write(target, entry, UPath(metadata.absolute()) / entry.address.removeprefix(METADATA))
     (lake.root / MARK).unlink()
     return snapshot
+
+
+def _order(entry: Entry) -> int:
+    return LATER.get(PurePosixPath(entry.address).name, 0)
 
 
 def _begin(lake: Lake, snapshot: Snapshot) -> None:

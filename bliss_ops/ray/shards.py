@@ -111,11 +111,11 @@ def _map(
                 number,
                 attempts[number],
                 MAX_ATTEMPTS,
-                _first_line(error),
+                first_line(error),
             )
             if attempts[number] >= MAX_ATTEMPTS:
                 raise RuntimeError(
-                    f"{description}: shard {number} ended {MAX_ATTEMPTS} actors; is the memory enough? {_first_line(error)}"
+                    f"{description}: shard {number} ended {MAX_ATTEMPTS} actors; is the memory enough? {first_line(error)}"
                 ) from error
         waiting.extendleft(numbers)
         begin()
@@ -151,9 +151,9 @@ def _map(
                     ray.get(done[0])
                 except _lost_errors() as error:
                     num_lost_in_a_row += 1
-                    log.warning("%s: an actor died before it had begun: %s", description, _first_line(error))
+                    log.warning("%s: an actor died before it had begun: %s", description, first_line(error))
                     if num_lost_in_a_row >= MAX_ATTEMPTS:
-                        raise RuntimeError(f"{description}: {MAX_ATTEMPTS} actors did not begin: {_first_line(error)}") from error
+                        raise RuntimeError(f"{description}: {MAX_ATTEMPTS} actors did not begin: {first_line(error)}") from error
                     begin()
                 else:
                     num_lost_in_a_row = 0
@@ -250,5 +250,6 @@ def _as_raised(error: Any) -> BaseException:
     return cause if isinstance(cause, ValueError | OSError) else error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says before its traceback; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -22,7 +22,7 @@ from typing import Any
 
 from bliss_ops.launching import PATIENCE, Job
 from bliss_ops.ray import exporting
-from bliss_ops.ray.shards import GPU_NODES
+from bliss_ops.ray.shards import GPU_NODES, first_line
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _what_workers_raise() -> Any:
                 is_rays = type(error).__module__.partition(".")[0] == "ray"  # how Ray Train says that a worker is no more
                 if not (is_rays or isinstance(error, RuntimeError)):  # as torch says that a peer is no more
                     raise error  # out of a callback: Ray Train does not try again
-            lines = "; ".join(f"worker {rank}: {_first_line(error)}" for rank, error in sorted(worker_exceptions.items()))
+            lines = "; ".join(f"worker {rank}: {first_line(error)}" for rank, error in sorted(worker_exceptions.items()))
             logging.getLogger(__name__).warning("training goes on from the last checkpoint with new workers (%s)", lines)
 
     return WhatWorkersRaise()
@@ -170,7 +170,3 @@ def _meeting_point(rank: int, count: int) -> Any:
     host, port = ray.train.collective.broadcast_from_rank_zero(address)
     descriptor = None if listening is None else listening.detach()  # the store closes it
     return TCPStore(host, port, count, is_master=rank == 0, wait_for_workers=False, master_listen_fd=descriptor)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,9 @@
 """Which Ray jobs are stopped because their tasks are gone, and which are not."""
 
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -41,6 +44,32 @@ def states(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(Owner, "state", lambda self: states.get(self.task_id, owners.GONE))
     monkeypatch.setattr(Owner, "_run_is_active", lambda self: self.run_id == "demo-round-01")
     return states
+
+
+def test_two_first_tasks_agree_on_a_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have found none before either makes one; the later one's is written when the earlier one could already read its own."""
+    kept: list[str] = []
+    both_looked, waits = threading.Barrier(2), iter([0.0, 0.3])
+
+    class Variables:
+        @staticmethod
+        def get(key: str, default: str | None = None) -> str | None:
+            if default is None and not kept:
+                both_looked.wait(timeout=10)
+                return None
+            return kept[-1]
+
+        @staticmethod
+        def set(key: str, value: str, description: str) -> None:
+            time.sleep(next(waits))
+            kept.append(value)
+
+    monkeypatch.setattr(owners, "Variable", Variables)
+    monkeypatch.setattr(owners, "SETTLE_SECONDS", 1.0)
+    with ThreadPoolExecutor(2) as tasks:
+        first, second = tasks.map(lambda _: owners.deployment(), range(2))
+    assert first == second == kept[-1]
+    assert len(kept) == 2
 
 
 def look(store: StateStore, grace_seconds: float = 0.0) -> list[str]:

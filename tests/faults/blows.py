@@ -19,22 +19,14 @@ from pathlib import Path
 import psutil
 
 from tests.s3.faulty_proxy import FaultyProxy
+from tests.stack import titles
 from tests.stack.cluster import Cluster
 
 OUTAGE_SECONDS = 30.0
 FROZEN_SECONDS = 60.0
 STALL_SECONDS, SILENCE_SECONDS = 60, 60  # what is frozen for good is noticed sooner than by default, so that a row takes minutes
 DISK_BYTES = 512_000_000
-RAY_WORKER = r"^ray::(?!IDLE|JobSupervisor|_?supervisor|DashboardAgent|RuntimeEnvAgent)"
-TASK_PROCESS = r"^airflow worker -- [0-9a-f]{8}-"
 WAIT_FOR_VICTIM_SECONDS = 4.0
-RAYLET, GCS, DASHBOARD, JOB_SUPERVISOR = (
-    r"/raylet/raylet ",
-    r"/gcs/gcs_server ",
-    r"/dashboard/dashboard\.py",
-    r"^ray::.*JobSupervisor|^ray::_supervisor",
-)
-IDLE_WORKER = r"^airflow worker -- LocalExecutor: <idle>"
 # The row's own words for how long it takes until somebody acts, with docker-compose.yml's settings.
 HEARTBEAT_SECONDS = 150.0  # TASK_INSTANCE_HEARTBEAT_TIMEOUT, and the scheduler's looks at it
 NODE_SECONDS, HEAD_SECONDS = 60.0, 120.0  # Ray's health checks; a head and its nodes that start again
@@ -63,7 +55,7 @@ class Scene:
 
     def task_processes(self) -> list[psutil.Process]:
         """Of tasks that do not wait in the triggerer."""
-        return self.find(TASK_PROCESS, "airflow-scheduler")
+        return self.find(titles.TASK, "airflow-scheduler")
 
     def find(self, pattern: str, *containers: str) -> list[psutil.Process]:
         """Living processes of these containers whose command line fits."""
@@ -78,7 +70,7 @@ class Scene:
         return sorted(found, key=lambda process: process.pid)
 
     def ray_workers(self) -> list[psutil.Process]:
-        return self.find(RAY_WORKER, *(name for name in self.cluster.names if name.startswith("ray-worker")))
+        return self.find(titles.RAY_WORKER, *(name for name in self.cluster.names if name.startswith("ray-worker")))
 
 
 Strike = Callable[[Scene, Driver], str]  # returns what was hit; empty: there was nothing to hit
@@ -224,12 +216,14 @@ FAULTS = {
         Fault("nothing", "nothing: the undisturbed run", _nothing),
         Fault("kill-driver", "the stage's own process (Ray job driver), kill -9", _kill_driver),
         Fault("kill-ray-worker", "a Ray worker process of the stage, kill -9", partial(_signal_one, signal.SIGKILL, Scene.ray_workers)),
-        Fault("kill-job-supervisor", "Ray's supervisor of the job, kill -9", _kill_one(JOB_SUPERVISOR)),
+        Fault("kill-job-supervisor", "Ray's supervisor of the job, kill -9", _kill_one(titles.JOB_SUPERVISOR)),
         Fault("kill-task", "Airflow's task process as it submits or concludes, kill -9", _kill_task, of_tasks=True),
         Fault("kill-ray-node", "the Ray node that runs the job, kill -9", _kill_node, noticed_within=NODE_SECONDS),
-        Fault("kill-raylet", "the raylet of a Ray node, kill -9", _kill_one(RAYLET), noticed_within=NODE_SECONDS),
-        Fault("kill-gcs", "the GCS server of Ray's head, kill -9", _kill_one(GCS, "ray-head"), noticed_within=HEAD_SECONDS),
-        Fault("kill-dashboard", "the dashboard of Ray's head, kill -9", _kill_one(DASHBOARD, "ray-head"), noticed_within=HEAD_SECONDS),
+        Fault("kill-raylet", "the raylet of a Ray node, kill -9", _kill_one(titles.RAYLET), noticed_within=NODE_SECONDS),
+        Fault("kill-gcs", "the GCS server of Ray's head, kill -9", _kill_one(titles.GCS_SERVER, "ray-head"), noticed_within=HEAD_SECONDS),
+        Fault(
+            "kill-dashboard", "the dashboard of Ray's head, kill -9", _kill_one(titles.DASHBOARD, "ray-head"), noticed_within=HEAD_SECONDS
+        ),
         Fault("kill-ray-head", "the Ray head, kill -9", _kill("ray-head"), noticed_within=HEAD_SECONDS),
         Fault("restart-ray-head", "the Ray head, restarted (SIGTERM)", _kill("ray-head", signal.SIGTERM), noticed_within=HEAD_SECONDS),
         Fault(
@@ -241,7 +235,7 @@ FAULTS = {
         Fault(
             "kill-idle-worker",
             "an idle worker of the scheduler's executor, kill -9",
-            _kill_one(IDLE_WORKER, "airflow-scheduler"),
+            _kill_one(titles.IDLE_EXECUTOR_WORKER, "airflow-scheduler"),
             noticed_within=HEARTBEAT_SECONDS,
         ),
         Fault("kill-triggerer", "Airflow's triggerer, kill -9", _kill("airflow-triggerer"), noticed_within=TRIGGERER_SECONDS),

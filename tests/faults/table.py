@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.faults.blows import FAULTS
-from tests.faults.rows import GOOD, Outcome, Row
+from tests.faults.rows import GOOD, STAGE_SECONDS, Outcome, Row
 
 BEGIN, END = "<!-- made by `python -m tests.faults --write`: begin -->", "<!-- made by `python -m tests.faults --write`: end -->"
 
@@ -20,6 +20,10 @@ COLUMNS = (
     "lost, doubled, orphaned, stuck, late",
     "row",
     "date",
+)
+BOUND = (
+    f"A stage is *late* when its task ends more than {STAGE_SECONDS:.0f} s after the latest stated moment of notice: for its own work, "
+    "its retries, and waiting for a place in a pool."
 )
 LEGEND = "Each stage: tries, and seconds from the blow to the end of its task; `·` nothing of the kind was there to hit, `✗` red."
 
@@ -39,6 +43,8 @@ def markdown(rows: Sequence[Row]) -> str:
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
         *map(_summary, ordered),
+        "",
+        BOUND,
         "",
     ]
     if missing:

@@ -1,10 +1,12 @@
 """`bliss backup` and `bliss restore`: the same lake again, whatever happened meanwhile."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from bliss_ops.operations import backup as backups
 from bliss_ops.operations import restoring, snapshots
 from bliss_ops.operations.backup import backup, verify
 from bliss_ops.operations.restoring import restore
-from bliss_ops.operations.snapshots import Target
+from bliss_ops.operations.snapshots import Entry, Target
 from tests.lakes import make_corpus, make_run
 from tests.operations.lakes import RUN, contents, digests
 
@@ -303,6 +305,51 @@ def test_to_an_object_store_and_back(small: Lake, tmp_path: Path, s3: Any) -> No
     again = backup(remote, Target.at(str(tmp_path / "local")))
     wanted = {(entry.address, entry.sha256) for entry in first.snapshot.entries}
     assert {(entry.address, entry.sha256) for entry in again.snapshot.entries} == wanted
+
+
+def test_an_object_store_gets_several_files_at_once_and_manifests_after_them(
+    small: Lake, target: Target, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.mkdir("restored")
+    backup(small, target)
+    write, at_work, beside = restoring._write, set[str](), set[tuple[bool, bool]]()
+
+    def watched(target: Target, entry: Entry, path: UPath) -> None:
+        at_work.add(entry.address)
+        time.sleep(0.01)  # a round trip
+        others = at_work.copy() - {entry.address}
+        beside.update((_is_manifest(entry.address), _is_manifest(other)) for other in others)
+        write(target, entry, path)
+        at_work.remove(entry.address)
+
+    monkeypatch.setattr(restoring, "_write", watched)
+    restore(target, Lake.open("s3://restored/lake"))
+    assert beside == {(False, False), (True, True)}
+
+
+def _is_manifest(address: str) -> bool:
+    return address.endswith("/manifest.json")
+
+
+def test_artifacts_of_an_object_store_are_copied_side_by_side(
+    small: Lake, target: Target, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.mkdir("side-by-side")
+    backup(small, target)
+    remote = Lake.open("s3://side-by-side/lake")
+    restore(target, remote)
+    contents, two = backups._Copying._contents, threading.Barrier(2)
+
+    def together(self: Any, *arguments: Any) -> Any:
+        with contextlib.suppress(threading.BrokenBarrierError):  # the last of an odd number
+            two.wait(timeout=10)
+            met.append(1)
+        return contents(self, *arguments)
+
+    met: list[int] = []
+    monkeypatch.setattr(backups._Copying, "_contents", together)
+    assert backup(remote, Target.at(str(tmp_path / "local"))).snapshot.problems == []
+    assert len(met) >= 2
 
 
 def test_the_database_of_airflow_comes_along(small: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import psutil
 from bliss_ops.stack import processes
 from bliss_ops.stack.state import State, read_state
 from tests.soak.timeline import Timeline
+from tests.stack import titles
 
 GAP_SECONDS = (20.0, 60.0)  # between two kills
 QUIET_SECONDS = 30.0  # at the beginning
@@ -35,15 +36,15 @@ class Kind:
 
 # A LocalExecutor worker is killed while it has a task only: see docs/soak.md for what the death of an idle one does.
 KINDS = (
-    Kind("task", r"^airflow worker -- [0-9a-f]{8}-", 4),
-    Kind("executor worker", r"^airflow worker -- LocalExecutor(?!: <idle>)", 2),
-    Kind("job driver", r"/bliss [a-z]", 4),
-    Kind("ray worker", r"^ray::(?!IDLE|JobSupervisor|DashboardAgent|RuntimeEnvAgent)", 3),
-    Kind("job supervisor", r"^ray::.*JobSupervisor|^ray::_supervisor", 1),
-    Kind("raylet", r"/raylet/raylet ", 1),
-    Kind("gcs server", r"/gcs/gcs_server ", 1),
+    Kind("task", titles.TASK, 4),
+    Kind("executor worker", titles.BUSY_EXECUTOR_WORKER, 2),
+    Kind("job driver", titles.JOB_DRIVER, 4),
+    Kind("ray worker", titles.RAY_WORKER, 3),
+    Kind("job supervisor", titles.JOB_SUPERVISOR, 1),
+    Kind("raylet", titles.RAYLET, 1),
+    Kind("gcs server", titles.GCS_SERVER, 1),
     Kind("ray head", r"/ray start --head", 1),
-    Kind("ray dashboard", r"/dashboard/dashboard\.py|^ray::DashboardAgent", 1),
+    Kind("ray dashboard", rf"{titles.DASHBOARD}|^ray::DashboardAgent", 1),
     Kind("scheduler", r"airflow scheduler( |$)", 2),
     Kind("api-server", r"^airflow api_server", 2),
     Kind("triggerer", r"airflow triggerer( |$)", 1),

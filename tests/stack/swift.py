@@ -71,7 +71,7 @@ pipeline = {kind}-server
 use = egg:swift#{kind}
 
 [object-updater]
-interval = 5
+interval = 20
 """
 
 PROXY_CONF = """

@@ -1,0 +1,11 @@
+"""How the command lines of the stack's processes read, as regular expressions: what the soak and the fault matrix find their victims by."""
+
+TASK = r"^airflow worker -- [0-9a-f]{8}-"
+IDLE_EXECUTOR_WORKER = r"^airflow worker -- LocalExecutor: <idle>"
+BUSY_EXECUTOR_WORKER = r"^airflow worker -- LocalExecutor(?!: <idle>)"
+JOB_DRIVER = r"/bliss [a-z]"
+JOB_SUPERVISOR = r"^ray::.*JobSupervisor|^ray::_supervisor"
+RAY_WORKER = r"^ray::(?!IDLE|JobSupervisor|_?supervisor|DashboardAgent|RuntimeEnvAgent)"
+RAYLET = r"/raylet/raylet "
+GCS_SERVER = r"/gcs/gcs_server "
+DASHBOARD = r"/dashboard/dashboard\.py"
