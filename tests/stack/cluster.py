@@ -69,7 +69,7 @@ import os, sys
 from ray._private import ray_constants, services
 assert ray_constants.ENABLE_RAY_CLUSTER
 services.resolve_ip_for_localhost = lambda host: host
-services.find_gcs_addresses = set  # other nodes' processes, which a container does not see, name the address of a head that has died
+services._find_address_from_flag = lambda flag: set()  # in a container there are no processes of other nodes, whose flags name a dead head
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 from ray.scripts.scripts import main
 sys.exit(main())
