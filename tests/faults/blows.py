@@ -71,7 +71,8 @@ class Scene:
         return sorted(found, key=lambda process: process.pid)
 
     def ray_workers(self) -> list[psutil.Process]:
-        return self.find(titles.RAY_WORKER, *(name for name in self.cluster.names if name.startswith("ray-worker")))
+        """Those that have a shard: nobody waits for one that has only begun."""
+        return self.find(titles.RAY_WORKER_WITH_A_SHARD, *(name for name in self.cluster.names if name.startswith("ray-worker")))
 
 
 Strike = Callable[[Scene, Driver], str]  # returns what was hit; empty: there was nothing to hit
