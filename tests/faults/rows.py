@@ -6,6 +6,7 @@ doubled or changed.
 
 import contextlib
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,7 @@ LIGHT = {stage.command for stage in (*CORPUS_STAGES, *ROUND_STAGES) if stage.is_
 def scene_for(fault: Fault) -> Iterator[Scene]:
     """A cluster as this fault wants it, its S3 server behind the proxy; others of the same `needs` may be struck there, too."""
     with contextlib.ExitStack() as stack:
+        stack.callback(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
         proxies: list[FaultyProxy] = []
 
         def endpoint(upstream: str) -> str:
@@ -86,6 +88,7 @@ def scene_for(fault: Fault) -> Iterator[Scene]:
         stack.enter_context(cluster)
         if fault.is_doubled:
             cluster.add("airflow-scheduler-2", like="airflow-scheduler")
+        stack.callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})  # whoever ends this, all of it is taken down first
         yield Scene(cluster, proxies[0])
 
 
