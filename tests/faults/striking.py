@@ -18,7 +18,7 @@ UNREACHABLE = (URLError, OSError, AirflowError, ValueError)  # the API server, o
 POLL_SECONDS = 0.2
 YOUNG_SECONDS = 5.0  # a process may still become another one
 LATEST_SECONDS = 2.5  # of a stage's command; a blow comes at a random moment until then
-LATEST_SECONDS_OF_TASK = 0.5  # of a task's process that only submits, or only concludes, or does a light stage
+LATEST_SECONDS_OF_TASK = 0.2  # of a task's process that only submits, or only concludes, or does a light stage
 COMMAND = re.compile(r"/bliss ([a-z][a-z-]+)")
 
 
@@ -67,6 +67,9 @@ class Striker(threading.Thread):
             hit = self._fault.strike(self._scene, driver)
         except psutil.NoSuchProcess:
             hit = ""
+            if self._fault.of_tasks:  # too late for this process: the stage's next one is struck
+                self._left.add(driver.stage)
+                return
         self.blows.append(Blow(driver.stage, round(at, 1), hit, was_running))
 
     def _tasks(self) -> list[Driver]:
