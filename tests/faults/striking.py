@@ -44,6 +44,7 @@ class Striker(threading.Thread):
         self._seen: set[tuple[int, float]] = set()
         self._look = self._tasks if fault.of_tasks else self._drivers
         self._spared = set(light)  # one process does all of it
+        self._missed: set[str] = set()  # stages one of whose processes had ended before its blow
 
     def run(self) -> None:
         while self._left and not self._ended.wait(POLL_SECONDS):
@@ -60,7 +61,8 @@ class Striker(threading.Thread):
         return self._left
 
     def _strike(self, driver: Driver) -> None:
-        self._ended.wait(self._random.uniform(0.0, LATEST_SECONDS_OF_TASK if self._fault.of_tasks else LATEST_SECONDS))
+        latest = LATEST_SECONDS_OF_TASK if self._fault.of_tasks else LATEST_SECONDS
+        self._ended.wait(self._random.uniform(0.0, latest) if driver.stage not in self._missed else 0.0)
         was_running = driver.process.is_running()
         at = time.time()
         try:
@@ -68,6 +70,7 @@ class Striker(threading.Thread):
         except psutil.NoSuchProcess:
             hit = ""
             if self._fault.of_tasks:  # too late for this process: the stage's next one is struck
+                self._missed.add(driver.stage)
                 self._left.add(driver.stage)
                 return
         self.blows.append(Blow(driver.stage, round(at, 1), hit, was_running))
