@@ -22,8 +22,8 @@ COLUMNS = (
     "date",
 )
 BOUND = (
-    f"A stage is *late* when its task ends more than {STAGE_SECONDS:.0f} s after the latest stated moment of notice: for its own work, "
-    "its retries, and waiting for a place in a pool."
+    f"A stage is *late* when its task ends more than {STAGE_SECONDS:.0f} s after what is stated as *noticed within*; its own work, its "
+    "retries and waiting for a place in a pool take place in that time."
 )
 LEGEND = "Each stage: tries, and seconds from the blow to the end of its task; `·` nothing of the kind was there to hit, `✗` red."
 
