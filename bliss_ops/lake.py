@@ -353,17 +353,19 @@ def local_copy(path: UPath) -> Iterator[Path]:
         yield Path(scratch) / path.name
 
 
-def at_once(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], where: UPath) -> Iterator[ResultT]:
-    """`function` of each item in their order: 32 at once of an object store, where each waits for a round trip; else one after the other.
+def at_once(
+    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], *where: UPath, num_at_once: int = REQUESTS_AT_ONCE
+) -> Iterator[ResultT]:
+    """`function` of each item in their order: several at once where a place is an object store, which answers after a round trip.
 
-    Whoever stops taking results stops the asking, at most 32 items further.
+    Whoever stops taking results stops the asking, at most `num_at_once` items further.
     """
-    if is_local(where):
+    if all(map(is_local, where)):
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        for first in range(0, len(items), REQUESTS_AT_ONCE):
-            yield from threads.map(function, items[first : first + REQUESTS_AT_ONCE])
+    with ThreadPoolExecutor(num_at_once) as threads:
+        for first in range(0, len(items), num_at_once):
+            yield from threads.map(function, items[first : first + num_at_once])
 
 
 def remove(path: UPath) -> None:

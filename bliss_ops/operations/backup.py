@@ -22,10 +22,10 @@ from threading import Lock
 from upath import UPath
 
 from bliss_ops.collected import Collected
-from bliss_ops.lake import Lake, is_local
+from bliss_ops.lake import Lake, at_once, is_local
 from bliss_ops.manifest import Manifest
-from bliss_ops.operations.files import File, at_once, is_temporary, listing
-from bliss_ops.operations.snapshots import DAMAGED, METADATA, Entry, Snapshot, Target, check_apart, copy, new_name
+from bliss_ops.operations.files import File, is_temporary, listing
+from bliss_ops.operations.snapshots import COPIES_AT_ONCE, DAMAGED, METADATA, Entry, Snapshot, Target, check_apart, copy, new_name
 from bliss_ops.sharding import Output, Progress, ShardRecord
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def verify(target: Target, name: str | None = None) -> tuple[Snapshot, list[str]
         path.fs.mv(path.path, aside.path)
         return f"{addresses[sha256]}: object {sha256} is damaged, it was moved to {aside}"
 
-    return snapshot, [problem for problem in at_once(problem_of, sorted(addresses), target.root) if problem]
+    return snapshot, [problem for problem in at_once(problem_of, sorted(addresses), target.root, num_at_once=COPIES_AT_ONCE) if problem]
 
 
 @dataclass
@@ -155,7 +155,7 @@ class _Copying:
             self._artifact(root, by_root[root])
             progress.advance()
 
-        at_once(copied, sorted(by_root), self.lake.root, self.target.root)
+        list(at_once(copied, sorted(by_root), self.lake.root, self.target.root, num_at_once=COPIES_AT_ONCE))
         while missing := self._inputs_not_copied():
             for root in missing:
                 self._artifact(root, [file for file in listing(self.lake.root, root) if self._is_wanted(file)])
@@ -244,7 +244,7 @@ class _Copying:
                 return None
             return Entry(address, num_bytes, sha256)
 
-        return [entry for entry in at_once(copied, outputs, self.lake.root, self.target.root) if entry]
+        return [entry for entry in at_once(copied, outputs, self.lake.root, self.target.root, num_at_once=COPIES_AT_ONCE) if entry]
 
     def _plain(self, files: Sequence[File], *, keep: bool = True) -> list[Entry]:
         """Files that no record tells the hash of; those that an earlier backup copied and nobody touched are not read again."""
@@ -259,7 +259,7 @@ class _Copying:
                 return None
             return Entry(file.address, num_bytes, sha256, file.stamp)
 
-        entries = [entry for entry in at_once(copied, files, self.lake.root, self.target.root) if entry]
+        entries = [entry for entry in at_once(copied, files, self.lake.root, self.target.root, num_at_once=COPIES_AT_ONCE) if entry]
         if keep:
             self._keep(entries)
         return entries

@@ -8,20 +8,14 @@ with O_NOFOLLOW: what is checked is what is deleted, also where somebody swaps a
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TypeVar
 
 from upath import UPath
 
 from bliss_ops.lake import TEMPORARY, is_local
-
-REQUESTS_AT_ONCE = 8  # to an object store, where each waits for a round trip
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -127,14 +121,6 @@ def remove_empty_directories(root: UPath, address: str, *, up_to: str) -> None:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                     return
                 raise
-
-
-def at_once(function: Callable[[ItemT], ResultT], items: Iterable[ItemT], *places: UPath) -> list[ResultT]:
-    """The function of every item, in order; of several at the same time where a place is an object store."""
-    if all(is_local(place) for place in places):
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as threads:
-        return list(threads.map(function, items))
 
 
 def is_temporary(address: str) -> bool:

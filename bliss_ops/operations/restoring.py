@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from upath import UPath
 
-from bliss_ops.lake import Lake, atomic_file, write_json
-from bliss_ops.operations.files import at_once, listing
-from bliss_ops.operations.snapshots import METADATA, Entry, Snapshot, Target, check_apart, copy
+from bliss_ops.lake import Lake, at_once, atomic_file, write_json
+from bliss_ops.operations.files import listing
+from bliss_ops.operations.snapshots import COPIES_AT_ONCE, METADATA, Entry, Snapshot, Target, check_apart, copy
 from bliss_ops.sharding import Progress
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def restore(target: Target, lake: Lake, name: str | None = None, *, metadata: Pa
         progress.advance()
 
     for _, alike in groupby(files, key=_order):
-        at_once(written, alike, lake.root, target.root)
+        list(at_once(written, list(alike), lake.root, target.root, num_at_once=COPIES_AT_ONCE))
     if metadata is not None:
         for entry in snapshot.entries:
             if entry.address.startswith(METADATA):

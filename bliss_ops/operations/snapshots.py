@@ -32,6 +32,7 @@ FORMAT = 1
 OBJECTS, SNAPSHOTS, DAMAGED = "objects", "snapshots", "damaged"
 METADATA = "@airflow/"  # addresses of files that are not the lake's
 CHUNK = 1 << 20
+COPIES_AT_ONCE = 8  # to or from an object store
 
 
 @dataclass(frozen=True)
