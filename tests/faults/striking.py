@@ -16,6 +16,7 @@ from tests.faults.blows import Driver, Fault, Scene
 
 UNREACHABLE = (URLError, OSError, AirflowError, ValueError)  # the API server, or what it needs, is being struck
 POLL_SECONDS = 0.2
+POLL_SECONDS_OF_TASK = 0.02  # a task's process can be over in half a second
 YOUNG_SECONDS = 5.0  # a process may still become another one
 LATEST_SECONDS = 2.5  # of a stage's command; a blow comes at a random moment until then
 LATEST_SECONDS_OF_TASK = 0.2  # of a task's process that only submits, or only concludes, or does a light stage
@@ -42,17 +43,18 @@ class Striker(threading.Thread):
         self._random = random.Random(f"{seed} {fault.name}")  # noqa: S311 - a plan, not a secret
         self._ended = threading.Event()
         self._seen: set[tuple[int, float]] = set()
-        self._look = self._tasks if fault.of_tasks else self._drivers
+        self._look, self._pause = (self._tasks, POLL_SECONDS_OF_TASK) if fault.of_tasks else (self._drivers, POLL_SECONDS)
         self._spared = set(light)  # one process does all of it
         self._missed: set[str] = set()  # stages one of whose processes had ended before its blow
 
     def run(self) -> None:
-        while self._left and not self._ended.wait(POLL_SECONDS):
+        while self._left and not self._ended.wait(self._pause):
             for driver in self._look():
                 if driver.stage in self._left:
                     self._left.discard(driver.stage)
                     self._strike(driver)
-                    break  # what else was found may have ended with it
+                    if not self._fault.of_tasks:
+                        break  # what else was found may have ended with it
 
     def end(self) -> set[str]:
         """No more blows; returns the stages that were not struck."""
