@@ -41,6 +41,11 @@ def pause(watched: Path, name: object) -> None:
         time.sleep(0.02)
 
 
+def paused(watched: Path) -> set[str]:
+    """The processes that wait, by their ids; one may have more than one shard in hand."""
+    return {file.name.rsplit("-", 1)[1] for file in watched.glob("paused-*")}
+
+
 def on_ray(watched: Path) -> Any:
     """A mapper whose actors pause when the files of a shard are written and nobody knows of them yet."""
 
@@ -118,7 +123,7 @@ if __name__ == "__main__":
 
     driver = threading.Thread(target=drive)
     driver.start()
-    wait_until(lambda: len(list(watched.glob("paused-*"))) == 2 or not driver.is_alive())  # one on each node
+    wait_until(lambda: len(paused(watched)) == 2 or not driver.is_alive())  # one on each node
     assert driver.is_alive(), raised
     cluster.remove_node(nodes[0], allow_graceful=False)
     (watched / "lost").touch()
