@@ -4,10 +4,8 @@ A program of its own (`python -m tests.ray.lost_node STAGE ROOT WATCHED`), for n
 WATCHED that it is in the middle of its work, and waits there until the node is gone.
 """
 
-import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,24 +24,12 @@ from bliss_ops.training.workers import Workers
 from tests.bilevel import drivers, jobs
 from tests.bilevel.drivers import wait_until
 from tests.ray import scored
+from tests.ray.watched import pause, paused
 from tests.rescoring.lakes import RUN
 from tests.training import jobs as training_jobs
 
 CORPUS = "many"
 STEP = 5  # past the checkpoint of step 4
-
-
-def pause(watched: Path, name: object) -> None:
-    """Say that this process is in the middle of its work, and wait there until the node is lost."""
-    if not (watched / "lost").exists():
-        (watched / f"paused-{name}-{os.getpid()}").touch()
-    while not (watched / "lost").exists():
-        time.sleep(0.02)
-
-
-def paused(watched: Path) -> set[str]:
-    """The processes that wait, by their ids; one may have more than one shard in hand."""
-    return {file.name.rsplit("-", 1)[1] for file in watched.glob("paused-*")}
 
 
 def on_ray(watched: Path) -> Any:

@@ -22,7 +22,7 @@ from tests.bilevel import drivers, jobs
 from tests.bilevel.drivers import REPOSITORY
 from tests.corpus.corpora import contents, rows, write_gz
 from tests.ray import scored
-from tests.ray.lost_node import paused
+from tests.ray.watched import paused
 from tests.rescoring.lakes import RUN, T, fit, ingest, tokenizer_of, write_shards
 from tests.training import jobs as training_jobs
 
