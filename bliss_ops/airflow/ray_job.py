@@ -2,7 +2,8 @@
 
 A job's id is made from the task's own (DAG, run, task, map index) and a generation. The id of the job under way is kept in the task's
 state store, so a retry goes on with it: one that still runs is followed, one that has succeeded is not run again, and after one that
-failed, or of which a restarted Ray head has no record, the next generation is submitted. A worker that dies between submitting and
+failed, or of which a restarted Ray head has no record, the next generation is submitted. Where somebody has cleared the task meanwhile,
+a job that still runs is stopped and the next generation submitted. A worker that dies between submitting and
 writing the id down does no harm: ids are the same at every try, so the job is found by its name.
 
 Synchronous, the task's process follows the job; deferrable, Airflow's triggerer does (`RayJobTrigger`), and no worker is held meanwhile.
@@ -186,17 +187,17 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
             if job is None:
                 self._submit(submission_id, owner)
                 return submission_id
-            if job.is_active and self._is_ours(job):
+            if job.is_active and self._goes_on_with(job, context):
                 self.log.info("Ray job %s is %s: following it", submission_id, job.status)
                 return submission_id
         raise RayJobFailed(f"{owner}: {MAX_GENERATIONS} Ray jobs of this task have ended; trigger a new DAG run")
 
-    def get_job_status(self, external_id: Any, context: "Context") -> str:  # noqa: ARG002 - the mixin's signature
+    def get_job_status(self, external_id: Any, context: "Context") -> str:
         self._previous_id = str(external_id)
         job = self._ask(lambda jobs: jobs.details(str(external_id)))
         if job is None:
             return MISSING
-        return STOPPED if job.is_active and not self._is_ours(job) else job.status
+        return STOPPED if job.is_active and not self._goes_on_with(job, context) else job.status
 
     def is_job_active(self, status: str) -> bool:
         return status in ("PENDING", "RUNNING")
@@ -228,11 +229,20 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
         assert jobs is not None, "connected at the beginning"
         return patiently(lambda: call(jobs), self.head_wait_seconds)
 
-    def _is_ours(self, job: Job) -> bool:
-        """Whether an active job runs what this task is to run; else, after a change of the DAG, it is stopped."""
-        if job.entrypoint == entrypoint(self.command):
+    def _goes_on_with(self, job: Job, context: "Context") -> bool:
+        """Whether this try follows an active job of the task; else the job is stopped.
+
+        Airflow sets the last try's number to that of the tries so far and `retries` when a task is cleared.
+        """
+        first_try = context["ti"].max_tries - (self.retries or 0) + 1  # since then
+        owner = Owner.from_metadata(job.metadata)
+        if job.entrypoint != entrypoint(self.command):
+            why = f"runs another command, {job.entrypoint}"
+        elif owner is not None and owner.try_number < first_try:
+            why = "was submitted before the task was cleared"
+        else:
             return True
-        self.log.warning("Ray job %s runs another command, %s: stopping it", job.submission_id, job.entrypoint)
+        self.log.warning("Ray job %s %s: stopping it", job.submission_id, why)
         self._ask(lambda jobs: jobs.stop(job.submission_id))
         return False
 

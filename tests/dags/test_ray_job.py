@@ -127,6 +127,22 @@ def test_a_submission_whose_answer_was_lost_is_not_made_twice(api: JobsApi) -> N
     assert list(api.jobs) == [FIRST]
 
 
+@pytest.mark.parametrize("was_written_down", [True, False])
+@pytest.mark.parametrize(("max_tries", "generations"), [(2, [FIRST]), (3, [FIRST, SECOND])], ids=["retried", "cleared"])
+def test_a_running_job_is_followed_by_a_retry_and_makes_way_where_the_task_was_cleared(
+    api: JobsApi, was_written_down: bool, max_tries: int, generations: list[str]
+) -> None:
+    """Of two retries; cleared at its first try, a task may be tried until its fourth one."""
+    first, second = context("fit"), context("fit", StateStore({KEY: FIRST} if was_written_down else {}))
+    running(api).body["metadata"] = Owner.of(first).metadata
+    second["ti"].try_number, second["ti"].max_tries = 2, max_tries
+    ending = soon(lambda: api.end(generations[-1]), when=lambda: generations[-1] in api.jobs and api.requests["details"] > 3)
+    operator(retries=2).execute(second)
+    ending.join()
+    assert list(api.jobs) == generations
+    assert [job.status for job in api.jobs.values()] == [*["STOPPED"] * (len(generations) - 1), "SUCCEEDED"]
+
+
 def test_a_request_that_is_refused_is_not_waited_for(api: JobsApi) -> None:
     api.refusal = "RuntimeError: Request failed with status code 400: Traceback:\n  TypeError: runtime_env\n."
     begun = time.monotonic()

@@ -25,6 +25,7 @@ from bliss_ops.stack import demo, local, services
 from tests.monitoring.boards import expressions, metric_names
 from tests.monitoring.otlp import OtlpReceiver
 from tests.monitoring.receiver import Receiver
+from tests.stack import titles
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")]
 
@@ -163,7 +164,7 @@ def kill_every_try(state: local.State) -> None:
         assert time.monotonic() < deadline, "no end to it"
         for process in psutil.Process(scheduler.pid).children(recursive=True):
             try:
-                if process.cmdline()[:1] and process.cmdline()[0].startswith("airflow worker -- "):
+                if re.match(titles.TASK, " ".join(process.cmdline())):  # an idle worker of the executor would take the scheduler along
                     process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue

@@ -20,7 +20,7 @@ class StateStore:
 
 
 class TaskInstance:
-    dag_id, run_id, map_index, try_number = "bliss_round", "demo-round-01", -1, 1
+    dag_id, run_id, map_index, try_number, max_tries = "bliss_round", "demo-round-01", -1, 1, 0
     stats_tags: dict[str, str] = {}  # noqa: RUF012 - never changed
 
     def __init__(self, task_id: str) -> None:
