@@ -232,9 +232,9 @@ class RayJobOperator(ResumableJobMixin, BaseOperator):
     def _goes_on_with(self, job: Job, context: "Context") -> bool:
         """Whether this try follows an active job of the task; else the job is stopped.
 
-        Airflow sets the last try's number to that of the tries so far and `retries` when a task is cleared.
+        Clearing a task sets its `max_tries` to the tries so far plus `retries`.
         """
-        first_try = context["ti"].max_tries - (self.retries or 0) + 1  # since then
+        first_try = context["ti"].max_tries - (self.retries or 0) + 1  # since the task was last cleared
         owner = Owner.from_metadata(job.metadata)
         if job.entrypoint != entrypoint(self.command):
             why = f"runs another command, {job.entrypoint}"
