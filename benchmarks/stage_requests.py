@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator
 
-from stand_ins.object_store import Counted, Counts, serve
+from stand_ins.object_store import Counted, Counts, num_requests, serve
 
 from bliss_ops import pipeline
 from bliss_ops.configure import configure_corpus, configure_run
@@ -66,7 +66,7 @@ def table(figures: dict[str, tuple[Counts, Counts]]) -> str:
     for name, (first, again) in figures.items():
         requests = [str(first.get(kind, "")) for kind in kinds]
         megabytes = [f"{first.get(kind, 0) / 1e6:.1f}" for kind in MEGABYTES]
-        lines.append([name, *requests, *megabytes, str(sum(again.get(kind, 0) for kind in KINDS))])
+        lines.append([name, *requests, *megabytes, str(num_requests(again))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape
 from aiohttp import web
 
 KEYS_PER_LISTING = 1000
+REQUESTS = ("head", "get", "put", "list", "part", "delete")  # their kinds, among the counts
 MODIFIED = "2026-01-01T00:00:00.000Z"
 MODIFIED_HTTP = "Thu, 01 Jan 2026 00:00:00 GMT"
 Counts = dict[str, int]
@@ -143,6 +144,11 @@ class Counted:
         """What was asked since the last call; `missing` of them were answered by 404, `at_once` waited at the same time at most."""
         with urlopen(Request(f"{self.endpoint}/-/counts"), timeout=30) as answer:  # noqa: S310 - the server above
             return dict(json.load(answer))
+
+
+def num_requests(counts: Counts) -> int:
+    """Of all kinds."""
+    return sum(counts.get(kind, 0) for kind in REQUESTS)
 
 
 @contextmanager

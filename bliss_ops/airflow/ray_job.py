@@ -3,8 +3,8 @@
 A job's id is made from the task's own (DAG, run, task, map index) and a generation. The id of the job under way is kept in the task's
 state store, so a retry goes on with it: one that still runs is followed, one that has succeeded is not run again, and after one that
 failed, or of which a restarted Ray head has no record, the next generation is submitted. Where somebody has cleared the task meanwhile,
-a job that still runs is stopped and the next generation submitted. A worker that dies between submitting and
-writing the id down does no harm: ids are the same at every try, so the job is found by its name.
+a job that still runs is stopped and the next generation submitted. A worker that dies between submitting and writing the id down does
+no harm: ids are the same at every try, so the job is found by its name.
 
 Synchronous, the task's process follows the job; deferrable, Airflow's triggerer does (`RayJobTrigger`), and no worker is held meanwhile.
 """
